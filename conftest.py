@@ -1,0 +1,22 @@
+"""What every test and every docstring example runs under."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+# Arrays of different rank meet only where the code says how: psi[:, None], never by chance.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# The dtype promotion stays standard. Under "strict" a real amplitude times a complex matrix is an
+# error, and that product is what this package is made of; that complex64 stays complex64 is tested
+# where it is promised.
+
+
+@pytest.fixture(autouse=True)
+def _docstring_names(doctest_namespace: dict) -> None:
+    """The names that examples in docstrings use without importing them."""
+    # Imported here, not above: the jaxtyping hook has to see the first import of the package.
+    import cdiffeq as cd
+
+    doctest_namespace.update(cd=cd, jax=jax, jnp=jnp, np=np)
