@@ -1,0 +1,172 @@
+"""The benchmarks' references are right; no method is dropped and no error hidden."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__, _harness, _report
+from benchmarks._harness import Method, Problem, Reference, Row
+
+TURN = 0.7
+
+
+def _turn(gradient_factor: float = 1.0, state_error: float = 0.0):
+    """Build a program for exp(-i x): loss 1 - Re, off by what is asked."""
+
+    def build(instance, tolerance):
+        program = _harness.jax_program(
+            lambda x: jnp.exp(-1j * x) + (state_error if tolerance is None else tolerance),
+            lambda state: 1 - state.real.sum(),
+            instance,
+        )
+        loss, gradient = np.sum(1 - np.cos(instance)), gradient_factor * np.sin(instance)
+        return program._replace(gradient=lambda: _harness.Ready(lambda: (loss, gradient)))
+
+    return build
+
+
+def _problem(**methods: Method) -> Problem:
+    return Problem(
+        title="Turn",
+        size_name="angles",
+        sizes=(1,),
+        quick_sizes=(1,),
+        target=1e-8,
+        instance=lambda size: np.full(size, TURN),
+        reference=lambda x: Reference(np.sum(1 - np.cos(x)), np.exp(-1j * x), np.sin(x)),
+        methods=methods,
+    )
+
+
+def test_reference_of_the_transmon():
+    transmon = importlib.import_module("benchmarks.transmon")
+    instance = transmon.instance(7)
+    reference = transmon.reference(instance)
+
+    def final_state(amplitudes):  # by eigenvectors: none of the reference's functions
+        psi = instance.psi0
+        for exponent in transmon.exponents(amplitudes):
+            energies, vectors = np.linalg.eigh(1j * exponent)
+            psi = vectors @ (np.exp(-1j * energies) * (vectors.conj().T @ psi))
+        return psi
+
+    def loss(amplitudes):
+        return 1 - abs(np.vdot(instance.target, final_state(amplitudes))) ** 2
+
+    np.testing.assert_allclose(reference.final_state, final_state(instance.amplitudes), atol=1e-13)
+    np.testing.assert_allclose(reference.loss, loss(instance.amplitudes), atol=1e-13)
+    direction = np.random.default_rng(1).standard_normal(instance.amplitudes.shape)
+    step = 1e-3  # fourth-order differences: step**4 and rounding / step both stay below 1e-11
+    ahead, behind, ahead2, behind2 = (
+        loss(instance.amplitudes + k * step * direction) for k in (1, -1, 2, -2)
+    )
+    difference = (8 * (ahead - behind) - (ahead2 - behind2)) / (12 * step)
+    np.testing.assert_allclose(np.sum(reference.gradient * direction), difference, rtol=1e-9)
+
+
+def test_the_loosest_sufficient_tolerance_is_taken():
+    problem = _problem()
+    instance = problem.instance(1)
+    method = Method(_turn(), (), _harness.decades(-6, -12))
+    reference = problem.reference(instance)
+    # The state is off by the tolerance itself; 1e-8 is the target but for rounding.
+    assert _harness.calibrate(method, instance, reference, 2e-8) == 1e-8
+    assert _harness.calibrate(method, instance, reference, 1e-15) == 1e-12
+
+
+def test_errors_are_measured():
+    problem = _problem()
+    instance = problem.instance(4)
+    program = _turn(gradient_factor=1.01, state_error=1e-3)(instance, None)
+    figures = _harness.measure(program, problem.reference(instance))
+    assert figures["gradient_error"] == pytest.approx(0.01)
+    assert figures["state_error"] == pytest.approx(2e-3)  # 2-norm over 4 entries
+    assert figures["loss_error"] < 1e-15
+    assert figures["forward_cpu_s"] > 0 and figures["gradient_wall_s"] > 0
+
+
+def test_a_method_that_is_not_installed_is_reported(monkeypatch):
+    problem = _problem(cdiffeq=Method(_turn(), ("no-such-distribution",)))
+    monkeypatch.setattr(_harness, "find_problem", lambda name: problem)
+    rows = _harness.run("turn", 1, ["cdiffeq"], repeats=2, limit=60)
+    assert [row.status for row in rows] == ["not installed: no-such-distribution"]
+    assert "| cdiffeq | not installed: no-such-distribution |" in _report.table(problem, 1, rows)
+    assert _harness.versions(problem)["no-such-distribution"] == "not installed"
+
+
+def test_a_method_that_takes_too_long_is_reported():
+    rows = _harness.run("transmon", 1, ["jax-scan-expm"], repeats=2, limit=0.05)
+    assert [row.status for row in rows] == ["over 0.05 s"]
+
+
+def test_a_method_that_fails_is_reported(tmp_path: Path, capsys, monkeypatch):
+    job = {"problem": "transmon", "size": 1, "method": "nonesuch", "folder": str(tmp_path)}
+    with pytest.raises(_harness.NoFigures, match="failed: KeyError: 'nonesuch'"):
+        _harness._ask(job, limit=60)
+    monkeypatch.setattr(_harness, "run", lambda *_: [Row("cdiffeq", "failed: why")])
+    assert __main__.main(["transmon", "--quick"]) == 1
+    assert "| cdiffeq | failed: why |" in capsys.readouterr().out
+
+
+def test_summary_and_table():
+    def run(seconds, error):
+        return {"forward_cpu_s": 1.0, "gradient_cpu_s": seconds, "state_error": error}
+
+    ours = Row("cdiffeq", runs=[run(2.0, 1e-9), run(9.0, 2e-9), run(3.0, 1e-9)])
+    other = Row("other", runs=[run(30.0, 1e-7)])
+    late = Row("late", "over 5 s", runs=[run(1.0, 0.0)])
+    _harness._summarise([ours, other, late])
+    assert ours.summary["gradient_cpu_s"] == 3.0  # the median
+    assert ours.summary["state_error"] == 2e-9  # the largest
+    assert ours.summary["gradient_over_forward"] == 3.0
+    assert other.summary["gradient_over_ours"] == 10.0
+    assert late.summary == {}
+    for row in (ours, other):
+        row.summary = {key: row.summary.get(key) for _, key, _ in _report.COLUMNS}
+    lines = _report.table(_problem(), 1, [ours, other, late]).splitlines()
+    assert any(line.startswith("| cdiffeq | - | 1 | 3 |") for line in lines)
+    assert any(line.startswith("| other* |") for line in lines)  # outside the target
+    assert any(line.startswith("| late | over 5 s |") for line in lines)
+
+
+def test_results_are_kept_but_for_the_quick_form(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(_report, "RESULTS", tmp_path)
+    monkeypatch.setattr(_harness, "run", lambda *_: [Row("cdiffeq", "over 1 s")])
+    assert __main__.main(["transmon", "--quick"]) == 0
+    assert __main__.main(["transmon", "--no-save"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert __main__.main(["transmon", "--slices", "3", "4"]) == 0
+    (file,) = tmp_path.iterdir()
+    record = json.loads(file.read_text())
+    assert list(record["slices"]) == ["3", "4"]
+    assert record["slices"]["4"][0]["status"] == "over 1 s"
+    assert record["command"] == "python -m benchmarks transmon --slices 3 4"
+    assert {"jax", "dynamiqs", "diffrax", "qutip-qtrl"} <= set(record["versions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transmon", "--methods", "nonesuch"], "has no method 'nonesuch'"),
+        (["transmon", "--slices", "0"], "0 is not positive"),
+        (["nonesuch"], "invalid choice"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_end_to_end():
+    methods = ["jax-scan-expm", "diffrax-dopri8"]
+    rows = _harness.run("transmon", 2, methods, repeats=2, limit=300)
+    assert [row.status for row in rows] == ["ok", "ok"]
+    assert [row.tolerance is None for row in rows] == [True, False]
+    assert all(len(row.runs) == 2 for row in rows)
+    assert all(row.summary["gradient_error"] < 1e-8 for row in rows)
