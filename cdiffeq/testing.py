@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
 # Central differences: df/dt = sum_k c_k (f(k h) - f(-k h)) / h, k = 1, 2, ..., of order 8, and of
@@ -30,9 +31,6 @@ _NOISE_GAIN = 2 * sum(abs(c) for c in _ORDER_8)
 
 # A finite difference judges a derivative only if its noise is below this fraction of it.
 _RESOLVED = 1e-2
-
-# NumPy's arithmetic turns arrays without axes into scalars.
-_Array = np.ndarray | np.generic
 
 _MODES = ("jvp", "vjp", "hvp")
 _BOTH = "jvp and vjp"
@@ -104,7 +102,9 @@ def check_rule(
     rtol = rule.eps**0.5 if rtol is None else rtol
     pairing_rtol = 1000 * rule.eps if pairing_rtol is None else pairing_rtol
 
-    mistakes, tangents, gradients = [], [], []
+    mistakes: list[_Mistake] = []
+    tangents: list[list[np.ndarray]] = []
+    gradients: list[list[np.ndarray]] = []
     differences = _differences(rule, rule.f, rule.y)
     if "jvp" in modes:
         values, tangents = _tangents("jvp", rule, rule.f)
@@ -180,11 +180,11 @@ def _is_inexact(leaf: Any) -> bool:
     return isinstance(leaf, float | complex)
 
 
-def _random_like(array: _Array, rng: np.random.Generator) -> np.ndarray:
+def _random_like(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random array of norm 1 and the dtype of `array`."""
-    random = rng.normal(size=array.shape)
+    random = np.asarray(rng.normal(size=array.shape))
     if np.iscomplexobj(array):
-        random = random + 1j * rng.normal(size=array.shape)
+        random = random + 1j * np.asarray(rng.normal(size=array.shape))
     return np.asarray(random / (_norm(random) or 1.0), array.dtype)
 
 
@@ -192,17 +192,17 @@ def _alone(arrays: list[np.ndarray], index: int) -> list[np.ndarray]:
     return [a if i == index else np.zeros_like(a) for i, a in enumerate(arrays)]
 
 
-def _norm(array: _Array) -> float:
+def _norm(array: ArrayLike) -> float:
     return float(np.linalg.norm(np.ravel(array)))
 
 
-def _largest(array: _Array) -> float:
+def _largest(array: ArrayLike) -> float:
     return float(np.max(np.abs(array), initial=0.0))
 
 
-def _pairing(ct: _Array, v: _Array) -> _Array:
+def _pairing(ct: ArrayLike, v: ArrayLike) -> np.floating:
     """JAX's pairing of a cotangent with a tangent: nothing is conjugated."""
-    return np.real(np.sum(ct * v))
+    return np.sum(np.multiply(ct, v)).real
 
 
 # The derivatives that the rule gives.
@@ -238,7 +238,7 @@ def _gradients(rule: _Rule) -> tuple[list, list]:
 class _Difference(NamedTuple):
     """A finite difference of one output along one direction."""
 
-    value: _Array
+    value: ArrayLike
     noise: float  # its error from rounding
     spread: float  # how far the orders 6 and 8 lie apart
 
@@ -299,15 +299,15 @@ class _Mistake(NamedTuple):
 class _Comparison(NamedTuple):
     """What the rule gave, and what a finite difference makes of it."""
 
-    got: _Array
-    expected: _Array
+    got: ArrayLike
+    expected: ArrayLike
     scale: float
     noise: float
     spread: float
 
     @property
     def error(self) -> float:
-        return _largest(self.got - self.expected)
+        return _largest(np.subtract(self.got, self.expected))
 
     @property
     def uncertainty(self) -> float:
@@ -321,13 +321,14 @@ class _Comparison(NamedTuple):
         return self.error <= rtol * self.scale + self.noise + atol
 
     def mistake(self, mode: str, argument: str, output: str, note: str = "") -> _Mistake:
-        worst = np.unravel_index(np.argmax(np.abs(self.got - self.expected)), self.got.shape)
+        got, expected = np.asarray(self.got), np.asarray(self.expected)
+        worst = np.unravel_index(np.argmax(np.abs(got - expected)), got.shape)
         if worst:
             output += f"[{', '.join(str(i) for i in worst)}]"
         scale = self.scale or 1.0
         error = self.error / scale
         text = (
-            f"expected {self.expected[worst]:.6g}, got {self.got[worst]:.6g}, relative error "
+            f"expected {expected[worst]:.6g}, got {got[worst]:.6g}, relative error "
             f"{error:.1e}; the finite difference itself is good to {self.uncertainty / scale:.0e}"
         )
         return _Mistake(mode, argument, output, text + note, error)
@@ -350,7 +351,7 @@ def _tangent_mistakes(
     mode: str,
     rule: _Rule,
     y_names: list[str],
-    tangents: list,
+    tangents: list[list[np.ndarray]],
     differences: _Differences,
     rtol: float,
     atol: float,
@@ -373,11 +374,15 @@ def _tangent_mistakes(
 
 
 def _gradient_mistakes(
-    rule: _Rule, gradients: list, differences: _Differences, rtol: float, atol: float
+    rule: _Rule,
+    gradients: list[list[np.ndarray]],
+    differences: _Differences,
+    rtol: float,
+    atol: float,
 ) -> Iterator[_Mistake]:
     """Re sum(g v) against Re sum(ct J v), for ct and v of norm 1."""
 
-    def comparisons(o: int, j: int, ct: _Array, g: _Array) -> Iterator[_Comparison]:
+    def comparisons(o: int, j: int, ct: ArrayLike, g: ArrayLike) -> Iterator[_Comparison]:
         got = _pairing(g, rule.v[j])
         for d in differences(j):
             difference = d[o]
@@ -401,7 +406,7 @@ _OTHER_PAIRING = (
 
 
 def _pairing_mistakes(
-    rule: _Rule, tangents: list, gradients: list, rtol: float
+    rule: _Rule, tangents: list[list[np.ndarray]], gradients: list[list[np.ndarray]], rtol: float
 ) -> Iterator[_Mistake]:
     """Re sum(ct J v), with J v from the jvp, against Re sum(g v)."""
     for o, gradient in enumerate(gradients):
@@ -419,7 +424,7 @@ def _pairing_mistakes(
                 yield _Mistake(_BOTH, rule.x_names[j], rule.y_names[o], text, error / scale)
 
 
-def _dtype_mistakes(rule: _Rule, gradients: list) -> Iterator[_Mistake]:
+def _dtype_mistakes(rule: _Rule, gradients: list[list[np.ndarray]]) -> Iterator[_Mistake]:
     for j, (name, x) in enumerate(zip(rule.x_names, rule.x, strict=True)):
         for y_name, gradient in zip(rule.y_names, gradients, strict=True):
             if gradient[j].dtype != x.dtype:
@@ -427,7 +432,9 @@ def _dtype_mistakes(rule: _Rule, gradients: list) -> Iterator[_Mistake]:
                 yield _Mistake("vjp", name, y_name, text)
 
 
-def _value_mistakes(mode: str, rule: _Rule, values: list, rtol: float) -> Iterator[_Mistake]:
+def _value_mistakes(
+    mode: str, rule: _Rule, values: list[list[np.ndarray]], rtol: float
+) -> Iterator[_Mistake]:
     """The function returns under differentiation what it returns without."""
     for o, (name, y) in enumerate(zip(rule.y_names, rule.y, strict=True)):
         error, scale = max(_largest(value[o] - y) for value in values), _largest(y)

@@ -35,7 +35,7 @@ def _with_jvp(tangent: Callable) -> Callable:
     return f
 
 
-def _mistakes(f: Callable, *args, **kwargs) -> list[tuple[str, str, str]]:
+def _mistakes(f: Callable, *args, **kwargs) -> list[tuple]:
     """(mode, argument, text) of every line of the report."""
     with pytest.raises(AssertionError, match=r"^check_rule: ") as error:
         check_rule(f, *args, **kwargs)

@@ -63,12 +63,14 @@ def grad(
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
         of_picked, picked = pick_arguments(f, argnums, args, kwargs)
-        value, pull, *aux = jax.vjp(of_picked, picked, has_aux=has_aux)
+        value, pull, aux = jax.vjp(
+            lambda p: of_picked(p) if has_aux else (of_picked(p), None), picked, has_aux=True
+        )
         _check_value(value, complex_allowed=convention == "tensorflow")
         # conj(1) = 1: the cotangent 1 means the same in both pairings, also for a complex value.
         (g,) = pull(jnp.ones_like(value))
         g = convert_gradient(g, source="jax", target=convention)
-        return (g, *aux) if has_aux else g
+        return (g, aux) if has_aux else g
 
     return gradient
 
