@@ -1,3 +1,18 @@
 """Adjoint rules of their own for solvers of complex-valued equations, in JAX."""
 
+from cdiffeq import linalg as linalg
+from cdiffeq import schrodinger as schrodinger
+from cdiffeq import testing as testing
+from cdiffeq import wirtinger as wirtinger
+from cdiffeq.schrodinger import Exponential as Exponential
+from cdiffeq.schrodinger import Hamiltonian as Hamiltonian
+from cdiffeq.schrodinger import Magnus as Magnus
+from cdiffeq.schrodinger import Result as Result
+from cdiffeq.schrodinger import constant as constant
+from cdiffeq.schrodinger import modulated as modulated
+from cdiffeq.schrodinger import propagator as propagator
+from cdiffeq.schrodinger import pwc as pwc
+from cdiffeq.schrodinger import sesolve as sesolve
+from cdiffeq.schrodinger import timecallable as timecallable
+
 __version__ = "0.1.0"

@@ -1,8 +1,13 @@
 """Errors that name what is wrong and what to do."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, PyTree
 
 # One complex multiplication and one addition are right to (sqrt(5) + 1) eps/2 = 1.6 eps at best
 # (R. P. Brent, C. Percival, P. Zimmermann 2007, doi:10.1090/S0025-5718-07-01931-X). An error
@@ -42,3 +47,50 @@ def check_tolerance(name: str, value: float, dtype: DTypeLike) -> None:
     else:
         message += f"Ask for no less, or {switch_on} and pass {double} data"
     raise ValueError(message)
+
+
+def is_traced(x: Any) -> bool:
+    """Whether the values of `x` are unknown now, inside a JAX transformation."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def raise_if(
+    out: PyTree[Array], failed: Bool[Array, ""], error: Callable[..., Exception], *values: Array
+) -> PyTree[Array]:
+    """`out`, unless `failed`: then the exception `error(*values)` is raised, with the run's values.
+
+    Where `failed` is traced the error is raised when the program runs, by a callback to the host that
+    costs nothing as long as nothing fails; JAX wraps it in its own error, whose text holds the
+    message. `out` becomes NaN in that case, so that no plausible number can survive. The check
+    happens only if the result is used.
+
+    >>> error = lambda t: RuntimeError(f"failed at t = {t}")
+    >>> raise_if(jnp.ones(2), jnp.array(True), error, jnp.array(3.0))
+    Traceback (most recent call last):
+    RuntimeError: failed at t = 3.0
+    """
+    failed, values = jax.lax.stop_gradient((failed, values))
+    if not any(is_traced(v) for v in (failed, *values)):
+        if failed:
+            raise error(*values)
+        return out
+
+    def check(failed, *values):
+        # Under vmap the values come with leading axes of the batch.
+        bad = np.argwhere(np.asarray(failed))
+        if len(bad):
+            first = tuple(bad[0])
+            pick = lambda v: np.broadcast_to(v, failed.shape)[first]
+            raise error(*map(pick, values))
+        return np.asarray(failed)
+
+    flag = jax.ShapeDtypeStruct((), bool)
+    call = lambda: jax.pure_callback(check, flag, failed, *values, vmap_method="broadcast_all")
+    failed = jax.lax.cond(failed, call, lambda: jnp.zeros((), bool))
+    return poison(out, failed)
+
+
+def poison(out: PyTree[Array], failed: Bool[Array, ""]) -> PyTree[Array]:
+    """`out` with NaN in every floating or complex leaf where `failed`."""
+    nan = lambda x: jnp.where(failed, jnp.full_like(x, jnp.nan), x)
+    return jax.tree.map(lambda x: nan(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, out)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from ..wirtinger._rule import adjoint_rule
+from cdiffeq.wirtinger._rule import adjoint_rule
 
 
 @adjoint_rule

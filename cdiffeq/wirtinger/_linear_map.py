@@ -159,6 +159,18 @@ def hoist(
     return pure, out, list(closed.consts)
 
 
+def pull_back(
+    f: Callable[..., Any], *args: PyTree[Inexact[Array, "..."]]
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """``f(*args)`` and the adjoint of its derivative under ``<x, y> = Re sum(conj(x) * y)``.
+
+    `jax.vjp` in the library's own convention: gradients are ``dL/dx + i dL/dy`` on both sides.
+    """
+    out, vjp = jax.vjp(f, *args)
+    conj = lambda tree: jax.tree.map(jnp.conj, tree)
+    return out, lambda g: conj(vjp(conj(g)))
+
+
 class _Program:
     """A flat function of arrays that closes over none, traced once for each set of shapes it meets."""
 

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._linear_map import Derivative, bind_linear_map, hoist
+from cdiffeq.wirtinger._linear_map import Derivative, bind_linear_map, hoist
 
 
 def adjoint_rule(

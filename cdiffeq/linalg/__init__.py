@@ -1,0 +1,3 @@
+"""Linear algebra with adjoint rules for complex numbers."""
+
+from cdiffeq.linalg._expm import expm as expm

@@ -1,0 +1,13 @@
+"""The Schrödinger equation: Hamiltonians, controls and their propagation."""
+
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian as Hamiltonian
+from cdiffeq.schrodinger._hamiltonian import constant as constant
+from cdiffeq.schrodinger._hamiltonian import modulated as modulated
+from cdiffeq.schrodinger._hamiltonian import pwc as pwc
+from cdiffeq.schrodinger._hamiltonian import timecallable as timecallable
+from cdiffeq.schrodinger._magnus import Exponential as Exponential
+from cdiffeq.schrodinger._magnus import Magnus as Magnus
+from cdiffeq.schrodinger._sesolve import Result as Result
+from cdiffeq.schrodinger._sesolve import Stats as Stats
+from cdiffeq.schrodinger._sesolve import propagator as propagator
+from cdiffeq.schrodinger._sesolve import sesolve as sesolve

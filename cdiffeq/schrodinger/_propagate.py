@@ -1,0 +1,257 @@
+r"""Ordered products of exponentials acting on states, with their exact derivative.
+
+    psi_{m+1} = exp(X_m(p, x_m)) psi_m,     m = 0 ... M-1,      X_m = -i (Hermitian matrix)
+
+Every solve of the Schrödinger equation in this package comes down to this: a piecewise constant H gives
+one exponential for each piece, a commutator-free Magnus step a few. The *generator* ``(p, x_m) -> X``
+makes the exponents of one step from the parameters p that all steps share and the data x_m of its own.
+
+    tangent    dpsi_{m+1} = U_m dpsi_m + L(X_m, dX_m) psi_m
+    adjoint    lambda_m = U_m^H lambda_{m+1} (+ the gradient of what was saved there)
+               g_{X_m} = L(X_m^H, lambda_{m+1} psi_m^H),   g_p = sum_m (dX_m/dp)* g_{X_m}
+
+with L the Fréchet derivative of the exponential. This is the derivative of what was computed, to
+rounding. Where H is Hermitian the adjoint pass recovers ``psi_m = U_m^H psi_{m+1}`` as it goes backward
+and stores no trajectory. Elsewhere that would be unstable, and states are kept at the square root of
+the number of blocks and computed again in between.
+
+The exponents are formed and exponentiated in blocks of steps, small enough to stay in the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Inexact, Int, PyTree, Real
+
+from cdiffeq.linalg._expm import adjoint, expm, exponential
+from cdiffeq.wirtinger._linear_map import pull_back
+from cdiffeq.wirtinger._rule import adjoint_rule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """What is fixed about a product of exponentials, apart from its data.
+
+    - `generator`: (params, fixed, x) -> (s, n, n), the s exponents of one step, the first to act first.
+    - `saves`: how many states are saved; the last of them is the final state.
+    - `block`: number of steps in a block; the number of steps is a multiple of it.
+    - `unitary`: whether the exponents are anti-Hermitian, and the steps can run backward.
+    - `parallel`: whether the products within a block are formed by a parallel scan (needs `unitary`).
+    - `meter`: a diffrax progress meter.
+    """
+
+    generator: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], Complex[Array, "s n n"]]
+    saves: int
+    block: int
+    unitary: bool
+    parallel: bool
+    meter: diffrax.AbstractProgressMeter
+
+
+@adjoint_rule(nondiff=("fixed", "slots", "blocks", "product", "meter_state"))
+def propagate(
+    params: PyTree[Inexact[Array, "..."]],
+    xs: PyTree[Inexact[Array, "steps ..."]],
+    psi: Complex[Array, "n batch"],
+    fixed: PyTree[Array],
+    slots: Int[Array, " steps"],
+    blocks: int | Int[Array, ""],
+    product: Product,
+    meter_state: PyTree[Array],
+) -> tuple[Complex[Array, "saves n batch"], Real[Array, ""]]:
+    """The saved states, and the number of the first step that isn't unitary though it should be.
+
+    `slots[m]` is where the state after step m is saved, or `saves` where it isn't; `blocks` is how many
+    blocks of steps are run; `fixed` is what the generator needs beside its parameters.
+    """
+
+    def run(b, state):
+        psi, saved, breach, meter_state = state
+        X = _exponents(product, params, fixed, _block(xs, b, product))
+        psis = _apply_all(expm(X), psi, product.parallel)
+        ends = psis[_per_step(X, product) - 1 :: _per_step(X, product)]
+        saved = saved.at[_block(slots, b, product)].set(ends, mode="drop")
+        if product.unitary:
+            breach = jnp.minimum(breach, b * product.block + _first_breach(X, product))
+        meter_state = product.meter.step(meter_state, (b + 1) / blocks)
+        return psis[-1], saved, breach, meter_state
+
+    saved = jnp.zeros((product.saves, *psi.shape), psi.dtype)
+    breach = jnp.asarray(jnp.inf, psi.real.dtype)
+    _, saved, breach, _ = jax.lax.fori_loop(0, blocks, run, (psi, saved, breach, meter_state))
+    return saved, breach
+
+
+@propagate.def_tangent
+def _tangent(args, out, dargs):
+    # In forward mode the derivative of the program is the tangent equation: expm has its own rule.
+    *diff, fixed, slots, blocks, product, _ = args
+    silent = dataclasses.replace(product, meter=diffrax.NoProgressMeter())
+    program = lambda *diff: propagate.primal(*diff, fixed, slots, blocks, silent, None)
+    return jax.jvp(program, tuple(diff), dargs[:3])[1]
+
+
+@propagate.def_adjoint
+def _adjoint(args, out, g):
+    params, xs, psi, fixed, slots, blocks, product, _ = args
+    g_saved, _ = g
+    end = out[0][-1]
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+
+    def run_back(b, psi, state):
+        """One block backward; psi is its final state where steps are unitary, else its initial one."""
+        lam, g_params, g_xs = state
+        exponents = lambda params, x: _exponents(product, params, fixed, x)
+        X, pull = pull_back(exponents, params, _block(xs, b, product))
+        U, frechet = exponential(X)
+        jumps = g_saved.at[_block(slots, b, product)].get(mode="fill", fill_value=0)
+        befores, lams, psi, lam = _apply_all_back(U, psi, lam, jumps, product)
+        g_U = jnp.einsum("kib,kjb->kij", lams, befores.conj())
+        g_p, g_x = pull(adjoint(frechet(adjoint(g_U))))  # L(X^H, g) = L(X, g^H)^H
+        g_params = jax.tree.map(jnp.add, g_params, g_p)
+        return psi, (lam, g_params, _set_block(g_xs, g_x, b, product))
+
+    state = (jnp.zeros_like(psi), zeros(params), zeros(xs))
+    if product.unitary:
+
+        def back(i, carry):
+            psi, state = carry
+            return run_back(blocks - 1 - i, psi, state)
+
+        _, state = jax.lax.fori_loop(0, blocks, back, (end, state))
+    else:
+        forward = lambda b, psi: _apply_all(
+            expm(_exponents(product, params, fixed, _block(xs, b, product))), psi, False
+        )[-1]
+        state = _checkpointed(forward, run_back, psi, state, blocks, len(slots) // product.block)
+    lam, g_params, g_xs = state
+    return g_params, g_xs, lam
+
+
+def _checkpointed(forward, run_back, psi, state, blocks, most_blocks):
+    """Runs all blocks backward, keeping states at two levels: 2 sqrt(blocks) of them at any time."""
+    size = max(1, math.isqrt(most_blocks))
+    groups = (blocks + size - 1) // size
+
+    def keep(first, last, psi, count):
+        """The initial states of the blocks first ... last - 1 and the state after them."""
+
+        def run(i, carry):
+            psi, kept = carry
+            return forward(first + i, psi), kept.at[i].set(psi)
+
+        kept = jnp.zeros((count, *psi.shape), psi.dtype)
+        return jax.lax.fori_loop(0, last - first, run, (psi, kept))
+
+    def group_end(g):
+        return jnp.minimum((g + 1) * size, blocks)
+
+    def run_group(g, carry):
+        psi, kept = carry
+        after, _ = keep(g * size, group_end(g), psi, size)
+        return after, kept.at[g].set(psi)
+
+    kept = jnp.zeros((-(-most_blocks // size), *psi.shape), psi.dtype)
+    _, kept = jax.lax.fori_loop(0, groups, run_group, (psi, kept))
+
+    def back_group(i, state):
+        first, last = (groups - 1 - i) * size, group_end(groups - 1 - i)
+        _, starts = keep(first, last, kept[groups - 1 - i], size)
+        back = lambda j, state: run_back(last - 1 - j, starts[last - 1 - j - first], state)[1]
+        return jax.lax.fori_loop(0, last - first, back, state)
+
+    return jax.lax.fori_loop(0, groups, back_group, state)
+
+
+def _block(tree, b, product):
+    size = product.block
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, b * size, size), tree)
+
+
+def _set_block(tree, block, b, product):
+    update = lambda a, new: jax.lax.dynamic_update_slice_in_dim(a, new, b * product.block, 0)
+    return jax.tree.map(update, tree, block)
+
+
+def _exponents(product, params, fixed, x):
+    """The exponents of a block of steps in their order, (block * s, n, n)."""
+    X = jax.vmap(lambda x: product.generator(params, fixed, x))(x)
+    return X.reshape(-1, *X.shape[2:])
+
+
+def _per_step(X, product):
+    return len(X) // product.block
+
+
+def _first_breach(X, product):
+    """The first step of the block with an exponent that isn't anti-Hermitian, or infinity."""
+    skew = jnp.max(jnp.abs(X + adjoint(X)), axis=(1, 2))
+    size = jnp.max(jnp.abs(X), axis=(1, 2))
+    # Rounding of a sum of terms leaves a few eps; anything that means something is far above.
+    bad = skew > 1e3 * jnp.finfo(X.dtype).eps * size
+    first = jnp.argmax(bad) // _per_step(X, product)
+    return jnp.where(jnp.any(bad), first, jnp.inf).astype(skew.dtype)
+
+
+def _apply(U, psi):
+    """U psi. A sum of products is one fused kernel, where a tiny matrix product is a library call."""
+    if U.shape[-1] * psi.shape[-1] <= 64:
+        return jnp.sum(U[:, :, None] * psi[None], axis=1)
+    return U @ psi
+
+
+def _apply_all(U, psi, parallel):
+    """The states after each of the exponentials, (k, n, batch)."""
+    if parallel:
+        return jax.lax.associative_scan(lambda A, B: B @ A, U) @ psi
+
+    def step(psi, U):
+        psi = _apply(U, psi)
+        return psi, psi
+
+    return jax.lax.scan(step, psi, U)[1]
+
+
+def _apply_all_back(U, psi, lam, jumps, product):
+    """One block backward: the states before each exponential, the costates after each, and both at the
+    block's beginning. `jumps` is what the costate gains after each step."""
+    s = _per_step(U, product)
+    jumps = jnp.zeros((len(U), *psi.shape), psi.dtype).at[s - 1 :: s].set(jumps)
+    Uh = adjoint(U)
+    if product.parallel:
+        # With P_k = U_k ... U_1 unitary: psi_k = P_k P^H psi, and in the picture that moves with P the
+        # costate only jumps: P_k^H lambda_k = P^H lambda + sum_{j >= k} P_j^H jump_j.
+        P = jax.lax.associative_scan(lambda A, B: B @ A, U)
+        Ph = adjoint(P)
+        moving = Ph[-1] @ lam + jnp.cumsum((Ph @ jumps)[::-1], axis=0)[::-1]
+        psi = Ph[-1] @ psi
+        befores = jnp.concatenate([psi[None], P[:-1] @ psi])
+        return befores, P @ moving, psi, moving[0]
+
+    if product.unitary:
+
+        def back(state, step):
+            psi, lam = state
+            Uh, jump = step
+            after = lam + jump
+            both = _apply(Uh, jnp.concatenate([psi, after], axis=1))
+            psi, lam = jnp.split(both, 2, axis=1)
+            return (psi, lam), (psi, after)
+
+        (psi, lam), (befores, lams) = jax.lax.scan(back, (psi, lam), (Uh, jumps), reverse=True)
+        return befores, lams, psi, lam
+
+    def back_costate(lam, step):
+        Uh, jump = step
+        return _apply(Uh, lam + jump), lam + jump
+
+    befores = jnp.concatenate([psi[None], _apply_all(U, psi, False)[:-1]])
+    lam, lams = jax.lax.scan(back_costate, lam, (Uh, jumps), reverse=True)
+    return befores, lams, psi, lam

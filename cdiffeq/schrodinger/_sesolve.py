@@ -1,0 +1,367 @@
+r"""The Schrödinger equation, i dpsi/dt = H(t) psi, with hbar = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
+
+from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
+from cdiffeq.schrodinger._grid import make_grid
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._magnus import Exponential, Magnus
+from cdiffeq.schrodinger._propagate import Product, propagate
+from cdiffeq.schrodinger._steps import choose_steps, equal_steps, make_generator, step_data
+
+
+class Stats(eqx.Module):
+    """What a solve did: counts of accepted and rejected steps, exponentials, matrix-vector products.
+
+    Each matrix exponential is counted once, and so is its product with each state of the batch; the
+    search for adaptive step sizes is counted in.
+    """
+
+    steps: Int[Array, ""]
+    rejected_steps: Int[Array, ""]
+    exponentials: Int[Array, ""]
+    matvecs: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return "Stats(" + ", ".join(f"{k}={v}" for k, v in vars(self).items()) + ")"
+
+
+class Result(eqx.Module):
+    """A solution of the Schrödinger equation.
+
+    - `ts`: the saved times, (time,).
+    - `states`: psi at these times, (time, ..., n).
+    - `expects`: <psi|E|psi> for each of `exp_ops`, (exp_op, ..., time), complex.
+    - `stats`: what the solve did, `Stats`.
+    - `success`: whether it succeeded; if not (seen only with ``throw=False``) all numbers are NaN.
+    """
+
+    ts: Float[Array, " time"]
+    states: Complex[Array, "time ... n"]
+    expects: Complex[Array, "exp_op ... time"]
+    stats: Stats
+    success: Bool[Array, ""]
+
+    @property
+    def final_state(self) -> Complex[Array, "... n"]:
+        """The state at the last time, (..., n)."""
+        return self.states[-1]
+
+    def __repr__(self) -> str:
+        form = lambda a: f"{a.dtype}{list(a.shape)}"
+        return (
+            f"Result(states={form(self.states)}, expects={form(self.expects)}, {self.stats}, "
+            f"success={self.success})"
+        )
+
+
+def sesolve(
+    H: Any,
+    psi0: Any,
+    ts: Any,
+    *,
+    exp_ops: Sequence[Any] = (),
+    method: Exponential | Magnus | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = 16384,
+    hermitian: bool = True,
+    throw: bool = True,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Result:
+    r"""Solve ``i dpsi/dt = H(t) psi`` from ``psi(ts[0]) = psi0``, with exact derivatives.
+
+    >>> H = cd.constant(np.diag([0.5, -0.5])) + cd.pwc([0.0, np.pi], [1.0], [[0, 0.5], [0.5, 0]])
+    >>> result = cd.sesolve(H, [1.0, 0.0], [0.0, np.pi], exp_ops=[np.diag([0.0, 1.0])])
+    >>> print(result.expects.real.round(6))
+    [[0.       0.316537]]
+    >>> duration = lambda t: cd.sesolve(H, [1.0, 0.0], jnp.stack([0.0, t])).final_state[1]
+    >>> print(jax.jacfwd(duration)(1.0).round(6))
+    (0.11522-0.368313j)
+
+    **Arguments**
+
+    - `H`: a Hamiltonian (see `constant`, `pwc`, `modulated`, `timecallable`) or a matrix (n, n), in units
+      of angular frequency.
+    - `psi0`: initial states, shape (..., n), real or complex, normalised or not; a QuTiP ket is (n,).
+    - `ts`: times at which states are saved, shape (time,), ascending or descending; the solve runs from
+      the first to the last, backward in time if they descend.
+    - `exp_ops`: matrices (n, n) whose expectation values are wanted.
+    - `method`: `Exponential()`, one exponential for each piece, exact where H is piecewise constant: the
+      default for sums of `constant` and `pwc` terms. `Magnus(order, steps)` for H that vary smoothly
+      in between; the default for these is order 4 where rtol >= 1e-5 and order 6 below, adaptive.
+    - `rtol`, `atol`: the error of each saved state, in norm, is kept below ``atol + rtol |psi|``, for
+      adaptive `Magnus` and Hermitian H. By default 1e-8 in double, 1e-4 in single precision.
+    - `max_steps`: the most step sizes that adaptive `Magnus` may try.
+    - `hermitian`: a promise that the whole of H(t) is Hermitian, checked as the solve runs. False is for
+      decay terms and absorbing potentials: nothing is assumed, and gradients use checkpoints.
+    - `throw`: whether a failed solve raises; if not, it comes back with `success` False and NaN.
+    - `progress`: a progress meter of diffrax, such as ``diffrax.TextProgressMeter()``.
+
+    The dtype of the states is the complex type of `psi0` and H together: complex64 in, complex64 out.
+
+    **Returns** a `Result`: `.states` (time, ..., n), `.expects` (exp_op, ..., time), `.final_state`.
+
+    **Raises**, before the solve where values are known and as it runs where they are traced:
+    `ValueError` for shapes that don't fit, numbers that aren't finite, times that don't ascend or
+    descend, a tolerance below what the dtype resolves, or a method that doesn't suit H; `ValueError` at
+    run time where H(t) isn't Hermitian, naming the time; `RuntimeError` where `max_steps` is reached,
+    the step size vanishes, or a number isn't finite.
+
+    **Derivatives**: jvp, vjp and both orders of second derivatives, with respect to every matrix,
+    amplitude, edge, parameter, psi0 and ts; also to what functions in H close over. They are the exact
+    derivatives of what was computed (step sizes held fixed as fractions of their interval), by the
+    Fréchet derivative of each exponential. At a saved time that coincides with an edge, the derivative
+    is one-sided.
+
+    **Cost**: an exponential of an (n, n) matrix takes 5 + log2(|H| dt) matrix products; a gradient takes
+    about three times as many in all. **Memory** of a gradient, beyond inputs and outputs: one block of
+    exponentials and two states, whatever the number of steps, by running the unitary steps backward;
+    with ``hermitian=False`` a number of states that grows as the square root of the steps. Adaptive
+    `Magnus` keeps a few numbers for each of 2 max_steps.
+
+    Source: W. Magnus integrators, see `Magnus`; gradients of the divided-difference kind are known from
+    optimal control, N. Khaneja et al. 2005, doi:10.1016/j.jmr.2004.11.004.
+    """
+    H = as_hamiltonian(H)
+    n = H.n
+    psi0 = _states("psi0", psi0, n)
+    ops = [as_dense(f"exp_ops[{i}]", E) for i, E in enumerate(exp_ops)]
+    for i, E in enumerate(ops):
+        if E.shape != (n, n):
+            raise ValueError(f"exp_ops[{i}] must have shape ({n}, {n}) as H has; got {E.shape}.")
+    given, dtype = _dtypes(H, psi0)
+    ts = _times(ts, jnp.finfo(dtype).dtype)
+    double = jnp.finfo(dtype).bits == 64
+    rtol = _tolerance("rtol", rtol, 1e-8 if double else 1e-4, given)
+    atol = _tolerance("atol", atol, 1e-8 if double else 1e-4, given)
+    method = _method(H, method, rtol)
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+    meter = diffrax.NoProgressMeter() if progress is None else progress
+    psi0 = jnp.asarray(psi0).astype(dtype)
+    operators = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
+
+    result, failure = _solve(
+        H, psi0, ts, operators, jnp.asarray([rtol, atol], ts.dtype), method, max_steps, hermitian, meter
+    )
+    if throw:
+        return raise_if(result, ~result.success, _error, *failure)
+    return poison(result, ~result.success)
+
+
+def propagator(
+    H: Any,
+    ts: Any,
+    *,
+    method: Exponential | Magnus | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = 16384,
+    hermitian: bool = True,
+    throw: bool = True,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Complex[Array, "time n n"]:
+    r"""The propagators U(t, ts[0]) with ``psi(t) = U psi(ts[0])``, at all of `ts`.
+
+    Arguments, errors, derivatives and memory as for `sesolve`, which it calls with the columns of the
+    identity as states. Returns an array (time, n, n), the first of which is the identity. Cost: that of
+    `sesolve`, and one product of n x n matrices for each exponential.
+
+    >>> U = cd.propagator([[0.0, 1.0], [1.0, 0.0]], [0.0, np.pi / 2])
+    >>> print((1j * U[1]).round(12) + 0)
+    [[0.+0.j 1.+0.j]
+     [1.+0.j 0.+0.j]]
+    """
+    H = as_hamiltonian(H)
+    basis = jnp.eye(H.n, dtype=jnp.finfo(_dtypes(H, jnp.zeros((), jnp.float16))[1]).dtype)
+    result = sesolve(
+        H, basis, ts, method=method, rtol=rtol, atol=atol, max_steps=max_steps, hermitian=hermitian,
+        throw=throw, progress=progress,
+    )  # fmt: skip
+    return jnp.swapaxes(result.states, -1, -2)
+
+
+@eqx.filter_jit
+def _solve(
+    H: Hamiltonian,
+    psi0: Complex[Array, "... n"],
+    ts: Float[Array, " time"],
+    operators: Complex[Array, "exp_op n n"],
+    tolerances: Float[Array, "2"],
+    method: Exponential | Magnus,
+    max_steps: int,
+    hermitian: bool,
+    meter: diffrax.AbstractProgressMeter,
+) -> tuple[Result, tuple[Array, ...]]:
+    """The solve, and what goes into the message if it failed: (code, time, steps tried)."""
+    *batch, n = psi0.shape
+    psi = psi0.reshape(-1, n).T
+    scheme = method.scheme
+    per_step = len(scheme.weights)
+    saves = len(ts)
+    grid = make_grid(H, ts)
+    params, fixed, generator = make_generator(H, scheme, psi.dtype, grid)
+    meter_state = meter.init()
+
+    if method.steps is None:
+        still = jax.lax.stop_gradient
+        held, held_grid = still(params), still(grid)
+        chosen, meter_state = choose_steps(
+            lambda x: generator(held, fixed, x), held_grid, still(psi), scheme.order,
+            *still(tolerances), max_steps, meter, meter_state,
+        )  # fmt: skip
+        steps, attempts = chosen.steps, chosen.attempts
+        finished, reached = chosen.finished, chosen.time
+        meter_of_product = diffrax.NoProgressMeter()
+        empty = jnp.sum(grid.lengths == 0)
+        attempts = attempts - empty
+        accepted = steps.count - 2 * empty
+    else:
+        steps = equal_steps(grid, method.steps)
+        finished, reached = jnp.asarray(True), ts[-1]
+        meter_of_product = meter
+        attempts = jnp.zeros((), jnp.int32)
+        accepted = method.steps * jnp.sum(grid.lengths != 0)
+
+    rows = len(steps.interval)
+    block = _block_size(rows, per_step, n)
+    product = Product(generator, saves, block, hermitian, _in_parallel(n, hermitian), meter_of_product)
+    xs, slots = step_data(grid, steps, saves)
+    pad = lambda a, value: jnp.pad(a, (0, -rows % block), constant_values=value)
+    xs = jax.tree.map(lambda a: pad(a, 0), xs)
+    slots = pad(slots, saves)
+    blocks = (steps.count + block - 1) // block
+    saved, breach = propagate(params, xs, psi, fixed, slots, blocks, product, meter_state)
+    meter.close(jax.lax.optimization_barrier((meter_state, breach))[0])
+
+    states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n)
+    expects = jnp.einsum("t...i,eij,t...j->e...t", states.conj(), operators, states)
+    code, time = _diagnose(ts, grid, steps, saved, breach, xs, finished, reached)
+    exponentials = per_step * (accepted + 3 * attempts)
+    stats = Stats(
+        accepted,
+        attempts - accepted // 2 if method.steps is None else jnp.zeros((), jnp.int32),
+        exponentials,
+        exponentials * psi.shape[1],
+    )
+    stats = jax.tree.map(lambda a: a.astype(jnp.int32), stats)
+    return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
+
+
+def _diagnose(ts, grid, steps, saved, breach, xs, finished, reached):
+    """Zero for success, or what went wrong, and when."""
+    still = jax.lax.stop_gradient
+    ts, grid, saved, breach, xs = still(ts), still(grid), still(saved), still(breach), still(xs)
+    ordered = jnp.all(jnp.diff(ts) >= 0) | jnp.all(jnp.diff(ts) <= 0)
+    breached = jnp.isfinite(breach)
+    breach_time = xs[0][jnp.where(breached, breach, 0).astype(jnp.int32)]
+    finite = jnp.all(jnp.isfinite(saved))
+    bad_time = ts[jnp.argmin(jnp.all(jnp.isfinite(saved), axis=(1, 2)))]
+    checks = [(~ordered, ts[0]), (breached, breach_time), (~finished, reached), (~finite, bad_time)]
+    code, time = jnp.zeros((), jnp.int32), ts[-1]
+    for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
+        code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
+    return code, time
+
+
+def _error(code: Any, time: Any, max_steps: Any) -> Exception:
+    """The exception of a failed solve; `code` as `_diagnose` numbers them."""
+    match int(code):
+        case 1:
+            return ValueError("sesolve: ts must ascend or descend.")
+        case 2:
+            return ValueError(
+                f"sesolve: H(t) is not Hermitian at t = {float(time):.6g}, though hermitian=True. Pass "
+                "hermitian=False if it is meant to be so."
+            )
+        case 3:
+            return RuntimeError(
+                f"sesolve: the adaptive steps came no further than t = {float(time):.6g}, in at most "
+                f"max_steps = {int(max_steps)} attempts or down to steps as small as rounding. Raise "
+                "max_steps, loosen rtol and atol, or look for a jump or infinity of H(t) there (put "
+                "times of jumps among ts)."
+            )
+        case _:
+            return RuntimeError(
+                f"sesolve: the state at t = {float(time):.6g} is not finite: H or psi0 holds NaN or "
+                "infinity, or the norm of H times the step is beyond floating point."
+            )
+
+
+def _block_size(rows: int, per_step: int, n: int) -> int:
+    """Steps in a block: as many as fill the cache of a CPU core, or a part of a GPU's memory."""
+    entries = 3200 if jax.default_backend() == "cpu" else 2**19
+    most = max(1, entries // (per_step * n * n))
+    return -(-rows // -(-rows // most))  # blocks of equal size
+
+
+def _in_parallel(n: int, hermitian: bool) -> bool:
+    """Products of many small matrices are formed by a parallel scan where there is a GPU for it."""
+    return hermitian and n <= 64 and jax.default_backend() != "cpu"
+
+
+def _states(name: str, psi: Any, n: int) -> Any:
+    is_ket = hasattr(psi, "full") and hasattr(psi, "dims")
+    psi = psi.full()[:, 0] if is_ket and psi.shape[1] == 1 else psi
+    shape = jnp.shape(psi)
+    if not shape or shape[-1] != n:
+        raise ValueError(f"{name} must have shape (..., {n}) for an H of dimension {n}; got {shape}.")
+    if not is_traced(psi) and not np.all(np.isfinite(psi)):
+        raise ValueError(f"{name} must be finite.")
+    return psi
+
+
+def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
+    ts = jnp.asarray(ts)
+    if jnp.iscomplexobj(ts):
+        raise TypeError(f"ts must be real, got {ts.dtype}.")
+    if ts.ndim != 1 or len(ts) == 0:
+        raise ValueError(f"ts must be a vector of times, got shape {ts.shape}.")
+    if not is_traced(ts):
+        if not np.all(np.isfinite(ts)):
+            raise ValueError(f"ts must be finite, got {ts}.")
+        steps = np.diff(ts)
+        if not (np.all(steps >= 0) or np.all(steps <= 0)):
+            raise ValueError("ts must ascend or descend throughout.")
+    return ts.astype(dtype)
+
+
+def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
+    """The complex dtype of the data as given, and the one that JAX computes in."""
+    given = np.asarray(psi0).dtype if not hasattr(psi0, "dtype") else psi0.dtype
+    of_H = jax.eval_shape(H, jnp.zeros((), jnp.result_type(float))).dtype
+    used = jnp.result_type(jax.dtypes.canonicalize_dtype(given), of_H, jnp.complex64)
+    return jnp.promote_types(given, used), used
+
+
+def _tolerance(name: str, value: float | None, default: float, dtype: Any) -> float:
+    if value is None:
+        return default
+    check_tolerance(name, value, dtype)
+    return value
+
+
+def _method(
+    H: Hamiltonian, method: Exponential | Magnus | None, rtol: float
+) -> Exponential | Magnus:
+    smooth = [term for term in H.terms if not isinstance(term, Constant | Pwc)]
+    if method is None:
+        return Magnus(order=4 if rtol >= 1e-5 else 6) if smooth else Exponential()
+    if not isinstance(method, Exponential | Magnus):
+        raise TypeError(f"method must be Exponential() or Magnus(...), got {method!r}.")
+    if isinstance(method, Exponential) and smooth:
+        raise ValueError(
+            f"method=Exponential() is for piecewise constant H, but {smooth[0]} varies; use Magnus()."
+        )
+    return method

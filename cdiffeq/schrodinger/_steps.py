@@ -1,0 +1,187 @@
+"""From a Hamiltonian and a grid to the exponents of every step, at given or at adaptive step sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
+
+from cdiffeq.linalg._expm import exponential
+from cdiffeq.schrodinger._grid import Grid
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Pwc
+from cdiffeq.schrodinger._magnus import Scheme
+from cdiffeq.wirtinger._linear_map import hoist
+
+
+class Steps(NamedTuple):
+    """Steps in their order: each covers the part [begin, end] of an interval, as fractions of it.
+
+    Fractions stay put while saved times and edges move, so that the derivative with respect to a time
+    is exact, too. `count` of the rows are used.
+    """
+
+    interval: Int[Array, " m"]
+    begin: Float[Array, " m"]
+    end: Float[Array, " m"]
+    count: int | Int[Array, ""]
+
+
+def make_generator(
+    H: Hamiltonian, scheme: Scheme, dtype: jnp.dtype, grid: Grid
+) -> tuple[PyTree[Array], PyTree[Array], Callable[..., Complex[Array, "s n n"]]]:
+    """The generator (params, fixed, x) -> exponents of one step, with its params and fixed arrays.
+
+    The data of a step is x = (time, size, amplitudes of the controls). `params` are the matrices, the
+    parameters of the terms' functions, and whatever real or complex arrays these close over.
+    """
+    bare = Hamiltonian(
+        tuple(Pwc(None, None, t.matrix) if isinstance(t, Pwc) else t for t in H.terms)  # pyright: ignore
+    )
+    arrays, static = eqx.partition(bare, eqx.is_inexact_array)
+
+    def matrix(arrays, t, amplitudes):
+        amplitudes = iter(amplitudes)
+        terms = eqx.combine(arrays, static).terms
+        matrices = [
+            term.matrix_at(t, next(amplitudes) if isinstance(term, Pwc) else None) for term in terms
+        ]
+        return sum(matrices[1:], matrices[0])
+
+    def exponents(arrays, x):
+        t, h, amplitudes = x
+        nodes = jnp.asarray(scheme.nodes, h.dtype)
+        weights = jnp.asarray(scheme.weights, h.dtype)
+        if len(nodes) == 1:
+            at_nodes = matrix(arrays, t + nodes[0] * h, amplitudes)[None]
+        else:
+            at_nodes = jax.vmap(lambda c: matrix(arrays, t + c * h, amplitudes))(nodes)
+        return (-1j * h * jnp.tensordot(weights, at_nodes, axes=1)).astype(dtype)
+
+    number = grid.starts[0]
+    example = (number, number, [a[0] for a in grid.amplitudes])
+    pure, _, consts = hoist(exponents, arrays, example)
+    moving, fixed = eqx.partition(consts, eqx.is_inexact_array)
+
+    def generator(params, fixed, x):
+        arrays, moving = params
+        return pure(eqx.combine(moving, fixed), arrays, x)
+
+    return (arrays, moving), fixed, generator
+
+
+def step_data(grid: Grid, steps: Steps, saves: int) -> tuple[PyTree[Array], Int[Array, " m"]]:
+    """The data x of every step, and the slot in which the state after it is saved."""
+    i = steps.interval
+    length = grid.lengths[i]
+    x = (
+        grid.starts[i] + steps.begin * length,
+        (steps.end - steps.begin) * length,
+        [a[i] for a in grid.amplitudes],
+    )
+    return x, jnp.where(steps.end == 1, grid.slots[i], saves)
+
+
+def equal_steps(grid: Grid, per_interval: int) -> Steps:
+    """The same number of equal steps in each interval."""
+    n = len(grid.starts)
+    corners = jnp.arange(per_interval + 1, dtype=grid.starts.dtype) / per_interval
+    return Steps(
+        jnp.repeat(jnp.arange(n), per_interval),
+        jnp.tile(corners[:-1], n),
+        jnp.tile(corners[1:], n),
+        n * per_interval,
+    )
+
+
+class Chosen(NamedTuple):
+    """Adaptive steps, and how their choice went."""
+
+    steps: Steps
+    attempts: Int[Array, ""]
+    finished: Bool[Array, ""]
+    time: Real[Array, ""]
+
+
+def choose_steps(
+    exponents: Callable[[PyTree[Any]], Complex[Array, "s n n"]],
+    grid: Grid,
+    psi: Complex[Array, "n batch"],
+    order: int,
+    rtol: Real[Array, ""],
+    atol: Real[Array, ""],
+    max_steps: int,
+    meter: diffrax.AbstractProgressMeter,
+    meter_state: PyTree[Array],
+) -> tuple[Chosen, PyTree[Array]]:
+    """Steps that keep the error of a solve within ``atol + rtol |psi|``, by step doubling.
+
+    A step is tried as one and as two halves; the difference estimates the error of the halves, which
+    become two steps of the solve. The estimate is kept below the tolerance times the step's share of
+    the whole time, for every state of the batch. Stops at `max_steps` attempts, or where the step size
+    falls to the rounding of the time.
+    """
+    real = psi.real.dtype
+    eps = jnp.finfo(real).eps
+    total = jnp.sum(jnp.abs(grid.lengths))
+    last = len(grid.starts) - 1
+
+    def attempt(state):
+        psi, p, u, h, steps, attempts, meter_state = state
+        length = jnp.abs(grid.lengths[p])
+        # What is left of the interval is cut into equal parts, so that no crumb remains at its end.
+        parts = jnp.maximum(jnp.ceil((1 - u) * length / h), 1)
+        size = (1 - u) / parts * length
+        end = jnp.where(parts == 1, 1.0, u + (1 - u) / parts)
+        middle = (u + end) / 2
+        corners = jnp.stack([u, u, middle]), jnp.stack([end, middle, end])
+        trial = Steps(jnp.full(3, p), *corners, 3)
+        X = jax.vmap(exponents)(step_data(grid, trial, 0)[0])
+        U = exponential(X)[0]
+        apply = lambda psi, U: (U @ psi, None)
+        coarse = jax.lax.scan(apply, psi, U[0])[0]
+        fine = jax.lax.scan(apply, psi, U[1:].reshape(-1, *U.shape[2:]))[0]
+
+        norm = lambda psi: jnp.linalg.norm(psi, axis=0)
+        error = norm(fine - coarse) / (2**order - 1)
+        # Rounding in a step can't be made smaller by making the step so.
+        allowed = jnp.maximum((atol + rtol * norm(psi)) * size / total, 8 * eps * norm(psi))
+        ratio = jnp.max(jnp.where(size > 0, error / allowed, 0))
+        accept = ratio <= 1
+        factor = jnp.clip(0.9 * ratio ** (-1 / order), 0.2, 5)
+        factor = jnp.where(jnp.isfinite(factor), factor, jnp.where(ratio == 0, 5, 0.2))
+        # A step cut short by the end of its interval says nothing against the size before it.
+        cut = accept & (2 * size < h)
+        h = jnp.where(cut, jnp.maximum(h, factor * size), factor * size)
+
+        rows = jnp.where(accept, steps.count + jnp.arange(2), 2 * max_steps)
+        put = lambda a, v: a.at[rows].set(v, mode="drop")
+        steps = Steps(
+            put(steps.interval, trial.interval[1:]),
+            put(steps.begin, trial.begin[1:]),
+            put(steps.end, trial.end[1:]),
+            steps.count + 2 * accept,
+        )
+        done = accept & (end == 1)
+        psi = jnp.where(accept, fine, psi)
+        p, u = jnp.where(done, p + 1, p), jnp.where(done, 0.0, jnp.where(accept, end, u))
+        meter_state = meter.step(meter_state, (p + u) / (last + 1))
+        return psi, p, u, h, steps, attempts + 1, meter_state
+
+    def unfinished(state):
+        _, p, _, h, _, attempts, _ = state
+        return (p <= last) & (attempts < max_steps) & (h > 8 * eps * total)
+
+    zero, none = jnp.zeros((), real), jnp.zeros((), jnp.int32)
+    rows = jnp.zeros(2 * max_steps, real)
+    steps = Steps(rows.astype(jnp.int32), rows, rows, none)
+    first = jnp.where(total > 0, total / 100, 1)
+    state = (psi, none, zero, first, steps, none, meter_state)
+    psi, p, u, h, steps, attempts, meter_state = jax.lax.while_loop(unfinished, attempt, state)
+    here = jnp.minimum(p, last)
+    time = grid.starts[here] + u * grid.lengths[here]
+    return Chosen(steps, attempts, p > last, time), meter_state
