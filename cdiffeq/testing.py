@@ -137,24 +137,28 @@ class _Rule:
         leaves = [leaf for _, leaf in paths_and_leaves]
         moved = [i for i, leaf in enumerate(leaves) if _is_inexact(leaf)]
 
-        def outputs(x: list) -> dict[str, Any]:
+        self.y_names: list[str] = []
+
+        def outputs(x: list) -> list:
             full = list(leaves)
             for i, value in zip(moved, x, strict=True):
                 full[i] = value
             out = jax.tree_util.tree_leaves_with_path(f(*tree.unflatten(full)))
-            return {_name("output", path): leaf for path, leaf in out if _is_inexact(leaf)}
+            out = [(path, leaf) for path, leaf in out if _is_inexact(leaf)]
+            # Known once f has been traced.
+            self.y_names[:] = [_name("output", path) for path, _ in out]
+            return [leaf for _, leaf in out]
 
         paths = [paths_and_leaves[i][0] for i in moved]
         self.x_names = [_name(f"argument {path[0].idx}", path[1:]) for path in paths]
         self.x = [np.asarray(jnp.asarray(leaves[i])) for i in moved]
-        named = jax.jit(outputs)(self.x)
-        self.y_names, self.y = list(named), [np.asarray(y) for y in named.values()]
-        self.f = jax.jit(lambda x: list(outputs(x).values()))
+        self.f = jax.jit(outputs)
+        self.y = [np.asarray(y) for y in self.f(self.x)]
         self.pull = jax.jit(lambda x, ct: _pull(self.f, x, ct))
         for what, arrays in (("arguments", self.x), ("outputs", self.y)):
             if not any(array.size for array in arrays):
                 raise ValueError(f"check_rule: the {what} hold no floating-point numbers")
-        for name, y in named.items():
+        for name, y in zip(self.y_names, self.y, strict=True):
             if not np.isfinite(y).all():
                 raise ValueError(f"check_rule: {name} of f is not finite at these arguments")
 
@@ -213,10 +217,10 @@ def _run(mode: str, function: Callable, *args: Any) -> Any:
     try:
         return jax.tree.map(np.asarray, function(*args))
     except Exception as error:
-        raise AssertionError(
-            f"check_rule: f has no {mode}, or one that fails. {type(error).__name__}: {error}\n"
-            "A function whose rule is a custom_vjp has no jvp: leave that out of `modes`."
-        ) from error
+        message = f"check_rule: f has no {mode}, or one that fails. {type(error).__name__}: {error}"
+        if mode != "vjp":
+            message += "\nA function whose rule is a custom_vjp has no jvp: leave it out of `modes`"
+        raise AssertionError(message) from error
 
 
 def _tangents(mode: str, rule: _Rule, f: Callable[[list], list]) -> tuple[list, list]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +215,30 @@ def test_the_report_gives_path_entry_and_figures():
     assert float(match[3]) > 0.1
 
 
+class _Unsorted(NamedTuple):
+    second: jax.Array
+    first: jax.Array
+
+
+def test_outputs_keep_their_names():
+    # Neither by name nor by index is the order of the leaves the alphabet's.
+    def f(x):
+        return _Unsorted(x**2, x**3), [k * x for k in range(12)]
+
+    check_rule(f, 0.7)
+    wrong = jax.custom_jvp(f)
+
+    @wrong.defjvp
+    def _(primals, tangents):
+        (pair, many), (dpair, dmany) = jax.jvp(f, primals, tangents)
+        dmany = [*dmany[:10], 2 * dmany[10], dmany[11]]
+        return (pair, many), (_Unsorted(2 * dpair.second, dpair.first), dmany)
+
+    found = _mistakes(wrong, 0.7, modes=("jvp",))
+    outputs = sorted(text.split(":")[0] for _, _, text in found)
+    assert outputs == ["output[0].second", "output[1][10]"]
+
+
 def _network(params: dict, x: jax.Array, depth: int, flag: bool) -> tuple:
     z = x
     for _ in range(depth):
@@ -290,7 +315,7 @@ def test_modes_that_cannot_be():
     check_rule(only_vjp, Z, R, modes=("vjp", "hvp"))
     with pytest.raises(AssertionError, match=r"f has no jvp, .*TypeError.*custom_vjp") as error:
         check_rule(only_vjp, Z, R)
-    assert str(error.value).endswith("has no jvp: leave that out of `modes`.")
+    assert str(error.value).endswith("has no jvp: leave it out of `modes`")
 
     def loop(x):
         return jax.lax.while_loop(lambda y: y < 3, lambda y: 2 * y, x)

@@ -122,7 +122,8 @@ class Hamiltonian(eqx.Module):
     def n(self) -> int:
         """The dimension of the state space."""
         t = jnp.zeros((), jnp.result_type(float))
-        shapes = [jax.eval_shape(self._term_at, t, term).shape for term in self.terms]
+        shape = lambda term: jax.eval_shape(lambda t: self._term_at(t, term), t).shape
+        shapes = [shape(term) for term in self.terms]
         for shape, term in zip(shapes, self.terms, strict=True):
             if len(shape) != 2 or shape[0] != shape[1]:
                 raise ValueError(f"{term} gives a matrix of shape {shape}; expected a square one.")
