@@ -9,10 +9,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
-# One complex multiplication and one addition are right to (sqrt(5) + 1) eps/2 = 1.6 eps at best
+# One complex multiplication and one addition may be off by (sqrt(5) + 1) eps/2 = 1.6 eps
 # (R. P. Brent, C. Percival, P. Zimmermann 2007, doi:10.1090/S0025-5718-07-01931-X). An error
-# estimate is a difference of two such results, so up to 3.2 eps of it is rounding: below 4 eps
-# a solver would be steering by noise.
+# estimate is the difference of two results with no less rounding in them, 3.2 eps in all: below
+# 4 eps a solver would be steering by noise.
 _SMALLEST_IN_EPS = 4
 
 
