@@ -8,13 +8,31 @@ can't put a step on the wrong side of an edge.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
+from cdiffeq._errors import is_traced
 from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Pwc
+
+
+class Order(NamedTuple):
+    """The order of the pins, integers only.
+
+    - `sources`: the controls whose edges are pins; controls with the same edges share them.
+    - `groups`: for each control, its place in `sources`.
+    - `order`: the pins as positions in (ts, edges of the first source, ...), (p,).
+    - `slices`: for each source the slice of its amplitudes, padded, that holds on each interval, (p,).
+    - `slots`: the index of the saved time at which each interval ends, or len(ts), (p,).
+    """
+
+    sources: tuple[int, ...]
+    groups: tuple[int, ...]
+    order: Int[ArrayLike, " p"]
+    slices: list[Int[ArrayLike, " p"]]
+    slots: Int[ArrayLike, " p"]
 
 
 class Grid(NamedTuple):
@@ -32,26 +50,77 @@ class Grid(NamedTuple):
     slots: Int[Array, " p"]
 
 
-def make_grid(H: Hamiltonian, ts: Float[Array, " time"]) -> Grid:
-    """The grid of a solve that starts at ts[0] and saves at all ts, in ascending or descending order."""
-    controls = [term for term in H.terms if isinstance(term, Pwc)]
-    forward = ts[-1] >= ts[0]
-    low, high = jnp.where(forward, ts[0], ts[-1]), jnp.where(forward, ts[-1], ts[0])
+def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
+    """The order of a solve that starts at ts[0] and saves at all ts, which ascend or descend.
 
-    # An edge outside the solve is moved to its end, where it bounds an empty interval.
-    inside = lambda edges: jnp.where(edges < low, low, jnp.where(edges > high, high, edges))
-    points = jnp.concatenate([ts, *[inside(c.edges.astype(ts.dtype)) for c in controls]])
-    origin = jnp.concatenate([jnp.full(len(ts), -1), *[jnp.full(len(c.edges), j) for j, c in enumerate(controls)]])
-
-    order = jnp.argsort(jax.lax.stop_gradient(points), stable=True)
-    order = jnp.where(forward, order, order[::-1])
-    pins, origin = points[order], origin[order]
-    starts = jnp.concatenate([pins[:1], pins[:-1]])
-
-    amplitudes = []
+    Found with NumPy, once, where the times are known; a part of the program where they are traced.
+    """
+    controls = _controls(H)
+    sources: list[int] = []
+    groups = []
     for j, control in enumerate(controls):
-        passed = jnp.cumsum(origin == j) - (origin == j)  # edges passed before the interval
-        below = jnp.where(forward, passed, len(control.edges) - passed)
-        amplitudes.append(control.padded_values()[below])
-    slots = jnp.where(origin == -1, order, len(ts))
-    return Grid(starts, pins - starts, amplitudes, slots)
+        same = [k for k, s in enumerate(sources) if _equal(controls[s].edges, control.edges)]
+        groups.append(same[0] if same else len(sources))
+        if not same:
+            sources.append(j)
+    edges = [controls[s].edges for s in sources]
+
+    known = not any(is_traced(a) for a in (ts, *edges))
+    xp: Any = np if known else jnp
+    forward = ts[-1] >= ts[0]
+    ascending = xp.where(forward, xp.asarray(ts), xp.asarray(ts)[::-1])
+    order = _merge(xp, [ascending, *_inside(xp, ascending, edges)])
+    order = xp.where(forward, order, order[::-1])
+    origin = np.concatenate([np.full(len(ts), -1), *[np.full(len(e), k) for k, e in enumerate(edges)]])
+    origin = xp.asarray(origin)[order]
+    order = xp.where(forward | (origin != -1), order, len(ts) - 1 - order)
+    slices = []
+    for k, e in enumerate(edges):
+        passed = xp.cumsum(origin == k) - (origin == k)  # edges of the source before the interval
+        slices.append(xp.where(forward, passed, len(e) - passed))
+    return Order(tuple(sources), tuple(groups), order, slices, xp.where(origin == -1, order, len(ts)))
+
+
+def make_grid(H: Hamiltonian, ts: Float[Array, " time"], pins: Order) -> Grid:
+    """The intervals between the pins, as differentiable functions of times, edges and amplitudes."""
+    controls = _controls(H)
+    edges = _inside(jnp, ts, [controls[s].edges for s in pins.sources])
+    times = jnp.concatenate([ts, *edges])[pins.order]
+    starts = jnp.concatenate([times[:1], times[:-1]])
+    amplitudes = [
+        control.padded_values()[pins.slices[group]]
+        for control, group in zip(controls, pins.groups, strict=True)
+    ]
+    return Grid(starts, times - starts, amplitudes, jnp.asarray(pins.slots))
+
+
+def _controls(H: Hamiltonian) -> list[Pwc]:
+    return [term for term in H.terms if isinstance(term, Pwc)]
+
+
+def _equal(a: Array, b: Array) -> bool:
+    if is_traced(a) or is_traced(b):
+        return a is b
+    return a is b or np.array_equal(a, b)
+
+
+def _inside(xp: Any, ts: Any, edges: list[Any]) -> list[Any]:
+    """The edges, where one outside the solve is moved to its end and bounds an empty interval."""
+    low, high = xp.minimum(ts[0], ts[-1]), xp.maximum(ts[0], ts[-1])
+    edges = [xp.asarray(e).astype(ts.dtype) for e in edges]
+    return [xp.where(e < low, low, xp.where(e > high, high, e)) for e in edges]
+
+
+def _merge(xp: Any, lists: list[Any]) -> Any:
+    """The stable order of the concatenation of ascending lists.
+
+    Ranks are counted by bisection: XLA takes seconds to fold a sort of known numbers away.
+    """
+    ranks = []
+    for k, a in enumerate(lists):
+        others = [(b, "right" if j < k else "left") for j, b in enumerate(lists) if j != k]
+        ranks.append(np.arange(len(a)) + sum(xp.searchsorted(b, a, side=side) for b, side in others))
+    ranks = xp.concatenate(ranks)
+    if xp is np:
+        return np.argsort(ranks)
+    return jnp.zeros(len(ranks), ranks.dtype).at[ranks].set(jnp.arange(len(ranks)))

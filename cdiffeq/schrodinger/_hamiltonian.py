@@ -203,7 +203,7 @@ def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
     >>> [float(H(t)[0, 1]) for t in (-0.5, 0.0, 1.0, 2.9, 3.0)]
     [0.0, 2.0, -1.0, -1.0, 0.0]
     """
-    edges, values, H1 = _as_real("edges", edges), _as_inexact("values", values), _as_matrix("H1", H1)
+    edges, values, H1 = _as_real("edges", edges), as_array("values", values), _as_matrix("H1", H1)
     if edges.ndim != 1 or len(edges) < 2:
         raise ValueError(f"pwc: edges must be a vector of at least 2 times, got shape {edges.shape}.")
     if values.shape != (len(edges) - 1,):
@@ -268,19 +268,21 @@ def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
         A = A.full()
     elif hasattr(A, "toarray"):  # scipy.sparse
         A = A.toarray()
-    return _as_inexact(name, A)
+    return as_array(name, A)
 
 
-def _as_inexact(name: str, a: Any) -> Inexact[Array, "..."]:
-    try:
-        a = jnp.asarray(a)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array, got {type(a).__name__}: {error}") from error
-    return a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
+def as_array(name: str, a: Any) -> Inexact[Array, "..."]:
+    """A floating or complex array of `a`, whose values stay known, also inside a jitted function."""
+    with jax.ensure_compile_time_eval():
+        try:
+            a = jnp.asarray(a)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be an array, got {type(a).__name__}: {error}") from error
+        return a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
 
 
 def _as_real(name: str, a: Any) -> Float[Array, "..."]:
-    a = _as_inexact(name, a)
+    a = as_array(name, a)
     if jnp.iscomplexobj(a):
         raise TypeError(f"{name} must be real, got {a.dtype}.")
     return a

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
 
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
-from cdiffeq.schrodinger._grid import make_grid
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_array, as_dense, as_hamiltonian
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
 from cdiffeq.schrodinger._steps import choose_steps, equal_steps, make_generator, step_data
@@ -153,8 +153,9 @@ def sesolve(
     operators = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
 
     result, failure = _solve(
-        H, psi0, ts, operators, jnp.asarray([rtol, atol], ts.dtype), method, max_steps, hermitian, meter
-    )
+        H, psi0, ts, order_pins(H, ts), operators, jnp.asarray([rtol, atol], ts.dtype), method, max_steps,
+        hermitian, meter,
+    )  # fmt: skip
     if throw:
         return raise_if(result, ~result.success, _error, *failure)
     return poison(result, ~result.success)
@@ -197,6 +198,7 @@ def _solve(
     H: Hamiltonian,
     psi0: Complex[Array, "... n"],
     ts: Float[Array, " time"],
+    pins: Order,
     operators: Complex[Array, "exp_op n n"],
     tolerances: Float[Array, "2"],
     method: Exponential | Magnus,
@@ -210,7 +212,7 @@ def _solve(
     scheme = method.scheme
     per_step = len(scheme.weights)
     saves = len(ts)
-    grid = make_grid(H, ts)
+    grid = make_grid(H, ts, pins)
     params, fixed, generator = make_generator(H, scheme, psi.dtype, grid)
     meter_state = meter.init()
 
@@ -247,7 +249,7 @@ def _solve(
 
     states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n)
     expects = jnp.einsum("t...i,eij,t...j->e...t", states.conj(), operators, states)
-    code, time = _diagnose(ts, grid, steps, saved, breach, xs, finished, reached)
+    code, time = _diagnose(H, ts, saved, breach, xs, finished, reached)
     exponentials = per_step * (accepted + 3 * attempts)
     stats = Stats(
         accepted,
@@ -259,16 +261,20 @@ def _solve(
     return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
 
 
-def _diagnose(ts, grid, steps, saved, breach, xs, finished, reached):
+def _diagnose(H, ts, saved, breach, xs, finished, reached):
     """Zero for success, or what went wrong, and when."""
-    still = jax.lax.stop_gradient
-    ts, grid, saved, breach, xs = still(ts), still(grid), still(saved), still(breach), still(xs)
+    edges = [jnp.diff(term.edges) for term in H.terms if isinstance(term, Pwc)]
+    edges, ts, saved, breach, xs = jax.lax.stop_gradient((edges, ts, saved, breach, xs))
     ordered = jnp.all(jnp.diff(ts) >= 0) | jnp.all(jnp.diff(ts) <= 0)
+    increasing = jnp.all(jnp.asarray([jnp.all(d > 0) for d in edges] or True))
     breached = jnp.isfinite(breach)
     breach_time = xs[0][jnp.where(breached, breach, 0).astype(jnp.int32)]
     finite = jnp.all(jnp.isfinite(saved))
     bad_time = ts[jnp.argmin(jnp.all(jnp.isfinite(saved), axis=(1, 2)))]
-    checks = [(~ordered, ts[0]), (breached, breach_time), (~finished, reached), (~finite, bad_time)]
+    checks = [
+        (~ordered, ts[0]), (~increasing, ts[0]), (breached, breach_time), (~finished, reached),
+        (~finite, bad_time),
+    ]  # fmt: skip
     code, time = jnp.zeros((), jnp.int32), ts[-1]
     for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
         code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
@@ -281,11 +287,13 @@ def _error(code: Any, time: Any, max_steps: Any) -> Exception:
         case 1:
             return ValueError("sesolve: ts must ascend or descend.")
         case 2:
+            return ValueError("sesolve: the edges of a pwc term must increase.")
+        case 3:
             return ValueError(
                 f"sesolve: H(t) is not Hermitian at t = {float(time):.6g}, though hermitian=True. Pass "
                 "hermitian=False if it is meant to be so."
             )
-        case 3:
+        case 4:
             return RuntimeError(
                 f"sesolve: the adaptive steps came no further than t = {float(time):.6g}, in at most "
                 f"max_steps = {int(max_steps)} attempts or down to steps as small as rounding. Raise "
@@ -323,7 +331,7 @@ def _states(name: str, psi: Any, n: int) -> Any:
 
 
 def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
-    ts = jnp.asarray(ts)
+    ts = as_array("ts", ts)
     if jnp.iscomplexobj(ts):
         raise TypeError(f"ts must be real, got {ts.dtype}.")
     if ts.ndim != 1 or len(ts) == 0:
@@ -334,7 +342,8 @@ def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
         steps = np.diff(ts)
         if not (np.all(steps >= 0) or np.all(steps <= 0)):
             raise ValueError("ts must ascend or descend throughout.")
-    return ts.astype(dtype)
+    with jax.ensure_compile_time_eval():
+        return ts.astype(dtype)
 
 
 def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
