@@ -48,7 +48,7 @@ class Constant(Term):
 
 
 class Pwc(Term):
-    edges: Float[Array, " k+1"]
+    edges: Float[Array, " edges"]
     values: Inexact[Array, " k"]
     matrix: Inexact[Array, "n n"]
 
@@ -60,7 +60,7 @@ class Pwc(Term):
         slice_ = jnp.searchsorted(self.edges, t, side="right")
         return self.padded_values()[slice_]
 
-    def padded_values(self) -> Inexact[Array, " k+2"]:
+    def padded_values(self) -> Inexact[Array, " padded"]:
         """Amplitudes by the number of edges that lie at or before the time."""
         return jnp.pad(self.values, 1)
 

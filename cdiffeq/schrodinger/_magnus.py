@@ -37,8 +37,8 @@ class Magnus(eqx.Module):
     Piecewise constant controls are exact in each step. Raises `ValueError` for another order or for
     fewer than one step. Cost of a step: 1, 3 or 5 exponentials; three times this where it is adaptive.
 
-    >>> cd.Magnus(order=4, steps=20)
-    Magnus(order=4, steps=20)
+    >>> cd.Magnus(order=6, steps=20)
+    Magnus(order=6, steps=20)
     """
 
     order: int = 4

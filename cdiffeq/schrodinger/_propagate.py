@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Inexact, Int, PyTree, Real
 
-from cdiffeq.linalg._expm import adjoint, expm, exponential
+from cdiffeq.linalg._expm import abs_squared, adjoint, expm, exponential
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
@@ -192,10 +192,10 @@ def _per_step(X, product):
 
 def _first_breach(X, product):
     """The first step of the block with an exponent that isn't anti-Hermitian, or infinity."""
-    skew = jnp.max(jnp.abs(X + adjoint(X)), axis=(1, 2))
-    size = jnp.max(jnp.abs(X), axis=(1, 2))
+    skew = jnp.max(abs_squared(X + adjoint(X)), axis=(1, 2))
+    size = jnp.max(abs_squared(X), axis=(1, 2))
     # Rounding of a sum of terms leaves a few eps; anything that means something is far above.
-    bad = skew > 1e3 * jnp.finfo(X.dtype).eps * size
+    bad = skew > (1e3 * jnp.finfo(X.dtype).eps) ** 2 * size
     first = jnp.argmax(bad) // _per_step(X, product)
     return jnp.where(jnp.any(bad), first, jnp.inf).astype(skew.dtype)
 

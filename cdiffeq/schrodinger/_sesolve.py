@@ -322,6 +322,7 @@ def _in_parallel(n: int, hermitian: bool) -> bool:
 def _states(name: str, psi: Any, n: int) -> Any:
     is_ket = hasattr(psi, "full") and hasattr(psi, "dims")
     psi = psi.full()[:, 0] if is_ket and psi.shape[1] == 1 else psi
+    psi = psi if hasattr(psi, "dtype") else as_array(name, psi)
     shape = jnp.shape(psi)
     if not shape or shape[-1] != n:
         raise ValueError(f"{name} must have shape (..., {n}) for an H of dimension {n}; got {shape}.")

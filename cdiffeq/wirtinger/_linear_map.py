@@ -156,7 +156,7 @@ def hoist(
             raise TypeError(f"expected arguments of structure {tree}, got {jax.tree.structure(args)}")
         return out_tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(args)))
 
-    return pure, out, list(closed.consts)
+    return pure, out, [jnp.asarray(c) for c in closed.consts]
 
 
 def pull_back(
