@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Int
 
 from cdiffeq.wirtinger._rule import adjoint_rule
 
@@ -69,9 +69,8 @@ def exponential(
     """exp(A), and the map E -> L(A, E), which uses the products that exp(A) has formed."""
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"expm: A must be square, (..., n, n); got shape {A.shape}.")
-    n = A.shape[-1]
-    mean = jax.lax.stop_gradient(jnp.trace(A, axis1=-2, axis2=-1)[..., None, None] / n)
-    shifted = A - mean * jnp.eye(n, dtype=A.dtype)
+    mean = jax.lax.stop_gradient(jnp.trace(A, axis1=-2, axis2=-1)[..., None, None] / A.shape[-1])
+    shifted = A - mean * _eye(A)
     squarings = jax.lax.stop_gradient(_squarings(shifted))
     scale = jnp.exp2(-squarings.astype(jnp.finfo(A.dtype).dtype))
 
@@ -98,7 +97,7 @@ def exponential(
 _THETA = {64: 1.09, 32: 3.01}
 
 
-def _squarings(A: Inexact[Array, "... n n"]) -> Float[Array, "... 1 1"]:
+def _squarings(A: Inexact[Array, "... n n"]) -> Int[Array, "... 1 1"]:
     """The number of halvings that bring A below theta, in the smaller of two norms."""
     squares = abs_squared(A)
     columns = jnp.sum(jnp.sqrt(squares), axis=-2, keepdims=True)
@@ -118,8 +117,7 @@ def abs_squared(A: Inexact[Array, "..."]) -> Float[Array, "..."]:
 
 def _taylor18(A: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
     """sum_k A^k / k!, k <= 18, in five products (the paper's equation 16), of split matrices."""
-    m, n = A.shape[-2:]
-    eye = jnp.asarray(np.eye(m, n), A.dtype)
+    eye = _eye(A)
     A2 = _mul(A, A)
     A3 = _mul(A2, A)
     A6 = _mul(A3, A3)
@@ -140,6 +138,11 @@ _TAYLOR18 = (
      2.95552570429315521194e-02, -1.39180257516060693404e-05),
     (0.0, 0.0, -9.23364619367118555360e-02, -1.69364939002081722752e-02, -1.40086798182036094347e-05),
 )  # fmt: skip
+
+
+def _eye(A: Inexact[Array, "... m n"]) -> Inexact[Array, "... m n"]:
+    """The identity, to go with `A`; split, if A is."""
+    return jnp.asarray(np.expand_dims(np.eye(*A.shape[-2:]), tuple(range(A.ndim - 2))), A.dtype)
 
 
 def _split(A: Inexact[Array, "... n n"]) -> Float[Array, "... m n"]:

@@ -48,8 +48,8 @@ class Constant(Term):
 
 
 class Pwc(Term):
-    edges: Float[Array, " edges"]
-    values: Inexact[Array, " k"]
+    edges: Float[Array, " edges"] | None
+    values: Inexact[Array, " k"] | None
     matrix: Inexact[Array, "n n"]
 
     def matrix_at(self, t, value):
@@ -68,7 +68,7 @@ class Pwc(Term):
         return Pwc(self.edges, factor * self.values, self.matrix)
 
     def __str__(self):
-        return f"pwc({len(self.values)} slices, {self.values.dtype}, {_form(self.matrix)})"
+        return f"pwc({_form(self.values)}, {_form(self.matrix)})"
 
 
 class Modulated(Term):
@@ -113,7 +113,7 @@ class Hamiltonian(eqx.Module):
     [[ 1.    0.15]
      [ 0.15 -1.  ]]
     >>> H
-    Hamiltonian(n=2): constant(float64[2, 2]) + pwc(2 slices, float64, float64[2, 2])
+    Hamiltonian(n=2): constant(float64[2, 2]) + pwc(float64[2], float64[2, 2])
     """
 
     terms: tuple[Term, ...]
@@ -316,8 +316,8 @@ def _require_callable(name: str, fn: Any) -> None:
         raise TypeError(f"{name}: fn must be a function (t, params), got {type(fn).__name__}.")
 
 
-def _form(a: Array) -> str:
-    return f"{a.dtype}{list(a.shape)}"
+def _form(a: Any) -> str:
+    return f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else str(a)  # None where filtered out
 
 
 def _name(fn: Any) -> str:

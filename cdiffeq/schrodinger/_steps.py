@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
 
+from cdiffeq._errors import is_traced
 from cdiffeq.linalg._expm import exponential
 from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Pwc
@@ -65,7 +66,9 @@ def make_generator(
     number = grid.starts[0]
     example = (number, number, [a[0] for a in grid.amplitudes])
     pure, _, consts = hoist(exponents, arrays, example)
-    moving, fixed = eqx.partition(consts, eqx.is_inexact_array)
+    # Nodes, weights and numbers written in the functions are NumPy's, and have no derivative.
+    moving, fixed = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
+    fixed = jax.tree.map(jnp.asarray, fixed)
 
     def generator(params, fixed, x):
         arrays, moving = params

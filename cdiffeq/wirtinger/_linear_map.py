@@ -141,7 +141,7 @@ def bind_linear_map(
 
 def hoist(
     fn: Callable[..., Any], *args: PyTree[Any]
-) -> tuple[Callable[..., Any], PyTree[Any], list[Array]]:
+) -> tuple[Callable[..., Any], PyTree[Any], list[Any]]:
     """`fn` without the arrays that it closes over: ``(pure, out, consts)``, ``fn(*a) = pure(consts, *a)``.
 
     `fn` is traced once, at the shapes of `args`, so that tracers which it closes over become arguments
@@ -156,7 +156,7 @@ def hoist(
             raise TypeError(f"expected arguments of structure {tree}, got {jax.tree.structure(args)}")
         return out_tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(args)))
 
-    return pure, out, [jnp.asarray(c) for c in closed.consts]
+    return pure, out, list(closed.consts)
 
 
 def pull_back(
