@@ -67,8 +67,9 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
 
     known = not any(is_traced(a) for a in (ts, *edges))
     xp: Any = np if known else jnp
+    ts = xp.asarray(ts)
     forward = ts[-1] >= ts[0]
-    ascending = xp.where(forward, xp.asarray(ts), xp.asarray(ts)[::-1])
+    ascending = xp.where(forward, ts, ts[::-1])
     order = _merge(xp, [ascending, *_inside(xp, ascending, edges)])
     order = xp.where(forward, order, order[::-1])
     origin = np.concatenate([np.full(len(ts), -1), *[np.full(len(e), k) for k, e in enumerate(edges)]])
