@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PyTree
 
 
@@ -52,8 +53,8 @@ def linear_map(
     - `x`: pytree of real or complex floating arrays, any shapes and mixture of dtypes.
 
     **Returns** ``T x``. **Raises** `TypeError` for an integer leaf in ``x``, for a result of ``forward``
-    that isn't floating or complex, and for a result of ``adjoint`` that isn't shaped like ``x`` (the last
-    at differentiation). **Cost**: ``forward`` once; in reverse mode ``adjoint`` once.
+    that isn't floating or complex, and for a result of ``adjoint`` that isn't shaped like ``x``.
+    **Cost**: ``forward`` once; in reverse mode ``adjoint`` once.
 
     >>> import jax, jax.numpy as jnp
     >>> A, B = jnp.array([[1.0, 2j]]), jnp.array([[0.5j, 0.0]])
@@ -65,7 +66,7 @@ def linear_map(
     >>> f(z)
     Array([1.5+5.5j], dtype=complex128)
     >>> jax.grad(lambda z: jnp.sum(jnp.abs(f(z)) ** 2))(z)
-    Array([  8.5-12.5j, -22. +6.j ], dtype=complex128)
+    Array([ 8.5-12.5j, 22.  +6.j ], dtype=complex128)
     """
     return bind_linear_map(forward, adjoint, residuals, x, derivative=None)
 
@@ -114,7 +115,8 @@ def bind_linear_map(
     consts = [*forward_consts, *adjoint_consts]
     flat_residuals, _ = jax.tree.flatten(residuals)
     flat_x, x_tree = jax.tree.flatten(x)
-    flat_out, out_tree = jax.tree.flatten(out)
+    x_dtypes = [leaf.dtype for leaf in flat_x]
+    out_tree = jax.tree.structure(out)
     k, c = len(forward_consts), len(consts)
     n = c + len(flat_residuals)
     residuals_tree = jax.tree.structure(residuals)
@@ -125,7 +127,7 @@ def bind_linear_map(
 
     def flat_adjoint(*args):
         y = adjoint(args[k:c], residuals_tree.unflatten(args[c:n]), out_tree.unflatten(args[n:]))
-        return [_project(leaf, like) for leaf, like in zip(jax.tree.leaves(y), flat_x, strict=True)]
+        return [_project(*leaf) for leaf in zip(jax.tree.leaves(y), x_dtypes, strict=True)]
 
     outs = linear_map_p.bind(
         *consts,
@@ -154,7 +156,7 @@ def hoist(
     def pure(consts, *args):
         if jax.tree.structure(args) != tree:
             raise TypeError(f"expected arguments of structure {tree}, got {jax.tree.structure(args)}")
-        return out_tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(args)))
+        return out_tree.unflatten(_evaluate(closed.jaxpr, consts, *jax.tree.leaves(args)))
 
     return pure, out, list(closed.consts)
 
@@ -185,9 +187,14 @@ class _Program:
             self.traced[key] = jax.make_jaxpr(self.fn)(*shapes)
         return self.traced[key]
 
-    def __call__(self, *args: Array) -> list[Array]:
+    def __call__(self, *args: Any) -> list[Array]:
         closed = self.jaxpr(tuple(jax.typeof(a) for a in args))
-        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
+        return _evaluate(closed.jaxpr, closed.consts, *args)
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Array]:
+    # Literals come back as NumPy arrays of JAX's own.
+    return [jnp.asarray(y) for y in jax.core.eval_jaxpr(jaxpr, consts, *args)]
 
 
 def _require_inexact(name: str, tree: PyTree[Any]) -> None:
@@ -216,11 +223,11 @@ def _require_like(name: str, got: PyTree[Any], like_name: str, like: PyTree[Any]
             )
 
 
-def _project(y: Array, like: Any) -> Array:
+def _project(y: Array, dtype: np.dtype) -> Array:
     """The real part where the space is real: the adjoint of the inclusion of R in C."""
-    if not jnp.iscomplexobj(like):
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
         y = jnp.real(y)
-    return y.astype(like.dtype)
+    return y.astype(dtype)
 
 
 linear_map_p = jex.core.Primitive("linear_map")

@@ -48,7 +48,7 @@ def adjoint_rule(
     ...     return -jnp.outer(gb, x.conj()), gb
     >>> A, b = jnp.array([[2.0, 1j], [0.0, 1.0]]), jnp.array([1.0 + 0j, 2.0])
     >>> jax.grad(lambda b: jnp.sum(jnp.abs(solve(A, b)) ** 2))(b)
-    Array([0.5+1.j, 5. -0.5j], dtype=complex128)
+    Array([0.5+1.j , 5. -0.5j], dtype=complex128)
 
     No derivative is ever taken of the primal's program, nor is any program transposed by JAX, up to and
     including second derivatives (these are jvps of the tangent and of the adjoint).
@@ -115,7 +115,9 @@ class AdjointRule:
             return tuple(next(fixed if name in self.nondiff else diff) for name in self.names)
 
         def primal(diff, fixed_arrays):
-            return self.primal(*merge(diff, eqx.combine(fixed_arrays, fixed_rest)))
+            values = merge(diff, eqx.combine(fixed_arrays, fixed_rest))
+            call = inspect.BoundArguments(self.signature, dict(zip(self.names, values, strict=True)))
+            return self.primal(*call.args, **call.kwargs)
 
         def tangent(residuals, ddiff):
             diff, fixed_arrays, out = residuals
