@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Inexact, Int, PyTree, Real
 
-from cdiffeq.linalg._expm import abs_squared, adjoint, expm, exponential
+from cdiffeq.linalg._expm import abs_squared, adjoint, expm_of, exponential
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
@@ -75,7 +75,7 @@ def propagate(
     def run(b, state):
         psi, saved, breach, meter_state = state
         X = _exponents(product, params, fixed, _block(xs, b, product))
-        psis = _apply_all(expm(X), psi, product.parallel)
+        psis = _apply_all(expm_of(X, product.unitary), psi, product.parallel)
         ends = psis[_per_step(X, product) - 1 :: _per_step(X, product)]
         saved = saved.at[_block(slots, b, product)].set(ends, mode="drop")
         if product.unitary:
@@ -110,7 +110,7 @@ def _adjoint(args, out, g):
         lam, g_params, g_xs = state
         exponents = lambda params, x: _exponents(product, params, fixed, x)
         X, pull = pull_back(exponents, params, _block(xs, b, product))
-        U, frechet = exponential(X)
+        U, frechet = exponential(X, product.unitary)
         jumps = g_saved.at[_block(slots, b, product)].get(mode="fill", fill_value=0)
         befores, lams, psi, lam = _apply_all_back(U, psi, lam, jumps, product)
         g_U = jnp.einsum("kib,kjb->kij", lams, befores.conj())
@@ -128,7 +128,7 @@ def _adjoint(args, out, g):
         _, state = jax.lax.fori_loop(0, blocks, back, (end, state))
     else:
         forward = lambda b, psi: _apply_all(
-            expm(_exponents(product, params, fixed, _block(xs, b, product))), psi, False
+            expm_of(_exponents(product, params, fixed, _block(xs, b, product)), False), psi, False
         )[-1]
         state = _checkpointed(forward, run_back, psi, state, blocks, len(slots) // product.block)
     lam, g_params, g_xs = state

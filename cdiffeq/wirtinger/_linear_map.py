@@ -335,7 +335,9 @@ def _move_point(residuals, x, moving, *, forward, adjoint, n, derivative):
         point = along(pull_back, residuals, y, moving)
         return [*point, *[jnp.zeros_like(residuals[i]) for i in derivative.value]]
 
-    return linear_map(second, second_adjoint, (list(residuals), list(x)), moving)
+    # Literals of a program are NumPy arrays of JAX's own.
+    state, moving = jax.tree.map(jnp.asarray, ((list(residuals), list(x)), moving))
+    return linear_map(second, second_adjoint, state, moving)
 
 
 def _transpose(cts, *args, forward, adjoint, n, derivative):
