@@ -84,7 +84,7 @@ def sesolve(
     >>> H = cd.constant(np.diag([0.5, -0.5])) + cd.pwc([0.0, np.pi], [1.0], [[0, 0.5], [0.5, 0]])
     >>> result = cd.sesolve(H, [1.0, 0.0], [0.0, np.pi], exp_ops=[np.diag([0.0, 1.0])])
     >>> print(result.expects.real.round(6))
-    [[0.       0.316537]]
+    [[0.       0.316564]]
     >>> duration = lambda t: cd.sesolve(H, [1.0, 0.0], jnp.stack([0.0, t])).final_state[1]
     >>> print(jax.jacfwd(duration)(1.0).round(6))
     (0.11522-0.368313j)
