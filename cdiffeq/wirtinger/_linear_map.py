@@ -31,8 +31,8 @@ from jaxtyping import Array, Inexact, PyTree
 def linear_map(
     forward: Callable[[Any, Any], Any],
     adjoint: Callable[[Any, Any], Any],
-    residuals: PyTree[Array],
-    x: PyTree[Inexact[Array, "..."]],
+    residuals: PyTree[ArrayLike],
+    x: PyTree[ArrayLike],
 ) -> PyTree[Inexact[Array, "..."]]:
     r"""The R-linear map ``T: x -> forward(residuals, x)``, with ``adjoint(residuals, y)`` as its adjoint.
 
@@ -97,8 +97,8 @@ class Derivative:
 def bind_linear_map(
     forward: Callable[[Any, Any], Any],
     adjoint: Callable[[Any, Any], Any],
-    residuals: PyTree[Array],
-    x: PyTree[Inexact[Array, "..."]],
+    residuals: PyTree[ArrayLike],
+    x: PyTree[ArrayLike],
     *,
     derivative: Derivative | None,
 ) -> PyTree[Inexact[Array, "..."]]:
@@ -151,12 +151,12 @@ def hoist(
     """
     tree = jax.tree.structure(args)
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    out_tree = jax.tree.structure(out)
+    jaxpr, out_tree = closed.jaxpr, jax.tree.structure(out)
 
     def pure(consts, *args):
         if jax.tree.structure(args) != tree:
             raise TypeError(f"expected arguments of structure {tree}, got {jax.tree.structure(args)}")
-        return out_tree.unflatten(_evaluate(closed.jaxpr, consts, *jax.tree.leaves(args)))
+        return out_tree.unflatten(_evaluate(jaxpr, consts, *jax.tree.leaves(args)))
 
     return pure, out, list(closed.consts)
 
