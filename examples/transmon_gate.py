@@ -264,8 +264,9 @@ def draw(file: Path, qubit: Qubit, samples, times, populations, history, rows) -
     right.semilogy(error, color=blue, marker="o", ms=2.5, label="gate error")
     right.semilogy(leakage, color=red, ls="--", label="of which leakage")
     references = [(f"{qubit.device}, reported", qubit.gate_error)]
-    count = lambda tuned: f"{len(tuned.split(','))} tuned"
-    references += [(f"{name}, {count(tuned)}", value) for name, tuned, value, *_ in rows]
+    for name, tuned, value, *_ in rows:
+        number = len(tuned.split(","))
+        references.append((f"{name}, {number} parameter{'s'[: number - 1]} tuned", value))
     for i, (label, value) in enumerate(references):
         right.axhline(value, color="0.5", lw=0.8, ls=":", zorder=0)
         # The curve falls from upper left to lower right: labels stand on the other sides.
