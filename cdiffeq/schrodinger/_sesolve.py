@@ -347,7 +347,7 @@ def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
 def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
     """The complex dtype of the data as given, and the one that JAX computes in."""
     given = np.asarray(psi0).dtype if not hasattr(psi0, "dtype") else psi0.dtype
-    of_H = jax.eval_shape(H, jnp.zeros((), jnp.result_type(float))).dtype
+    of_H = jax.eval_shape(H, jnp.zeros((), jnp.float32)).dtype
     used = jnp.result_type(jax.dtypes.canonicalize_dtype(given), of_H, jnp.complex64)
     return jnp.promote_types(given, used), used
 
