@@ -134,8 +134,8 @@ def bind_linear_map(
         *consts,
         *flat_residuals,
         *flat_x,
-        forward=_Program(flat_forward),
-        adjoint=_Program(flat_adjoint),
+        forward=Program(flat_forward),
+        adjoint=Program(flat_adjoint),
         n=n,
         derivative=None if derivative is None else derivative.move(c),
     )
@@ -174,7 +174,7 @@ def pull_back(
     return out, lambda g: conj(vjp(conj(g)))
 
 
-class _Program:
+class Program:
     """A flat function of arrays that closes over none, traced once for each set of shapes it meets."""
 
     def __init__(self, fn: Callable[..., list[Array]]):
@@ -231,26 +231,18 @@ def _project(y: Array, dtype: np.dtype) -> Array:
     return y.astype(dtype)
 
 
-linear_map_p = jex.core.Primitive("linear_map")
-linear_map_p.multiple_results = True
+def primitive(name: str, program: str) -> jex.core.Primitive:
+    """A primitive that runs the `Program` in its parameter `program`."""
+    p = jex.core.Primitive(name)
+    p.multiple_results = True
+    run = lambda *args, **params: params[program](*args)
+    p.def_impl(run)
+    p.def_abstract_eval(lambda *avals, **params: params[program].jaxpr(avals).out_avals)
+    mlir.register_lowering(p, mlir.lower_fun(run, multiple_results=True))
+    return p
 
 
-@linear_map_p.def_impl
-def _impl(*args, forward, adjoint, n, derivative):
-    return forward(*args)
-
-
-@linear_map_p.def_abstract_eval
-def _abstract_eval(*args, forward, adjoint, n, derivative):
-    return forward.jaxpr(args).out_avals
-
-
-mlir.register_lowering(
-    linear_map_p,
-    mlir.lower_fun(
-        lambda *args, forward, adjoint, n, derivative: forward(*args), multiple_results=True
-    ),
-)
+linear_map_p = primitive("linear_map", "forward")
 
 
 def _batch(args, dims, *, forward, adjoint, n, derivative):
@@ -260,7 +252,7 @@ def _batch(args, dims, *, forward, adjoint, n, derivative):
         jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
         for a, d in zip(args[n:], dims[n:], strict=True)
     ]
-    mapped = lambda fn: _Program(lambda *a: jax.vmap(fn, (*dims[:n], *[0] * (len(a) - n)))(*a))
+    mapped = lambda fn: Program(lambda *a: jax.vmap(fn, (*dims[:n], *[0] * (len(a) - n)))(*a))
     if derivative is not None:
         single = dict(forward=forward, adjoint=adjoint, n=n, derivative=derivative)
         derivative = dataclasses.replace(derivative, mapped=(single, tuple(dims[:n])))
@@ -276,7 +268,7 @@ def _jvp(primals, tangents, *, forward, adjoint, n, derivative):
     params = dict(forward=forward, adjoint=adjoint, n=n, derivative=derivative)
     out = linear_map_p.bind(*primals, **params)
     still = [type(t) is ad.Zero for t in tangents]
-    dense = [_instantiate(p, t) for p, t in zip(primals, tangents, strict=True)]
+    dense = [instantiate(p, t) for p, t in zip(primals, tangents, strict=True)]
     terms = []
     if not all(still[n:]):  # linear in x: the same map
         terms.append(linear_map_p.bind(*primals[:n], *dense[n:], **params))
@@ -367,7 +359,8 @@ def _swap(params):
     )
 
 
-def _instantiate(primal, tangent):
+def instantiate(primal, tangent):
+    """`tangent`, or zeros if it is a symbolic zero."""
     return _zero(primal) if type(tangent) is ad.Zero else tangent
 
 

@@ -15,8 +15,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.interpreters import ad, batching
 
-from cdiffeq.wirtinger._linear_map import Derivative, bind_linear_map, hoist
+from cdiffeq.wirtinger._linear_map import (
+    Derivative,
+    Program,
+    bind_linear_map,
+    hoist,
+    instantiate,
+    primitive,
+)
 
 
 def adjoint_rule(
@@ -134,32 +142,38 @@ class AdjointRule:
             args = merge(diff, eqx.combine(fixed_arrays, fixed_rest))
             return list(self._require_tuple(self.adjoint(args, out, g), len(diff)))
 
-        primal, _, consts = hoist(primal, diff, fixed_arrays)
+        primal, out, consts = hoist(primal, diff, fixed_arrays)
         if any(isinstance(c, jax.core.Tracer) for c in consts):
             raise TypeError(
-                f"{self._name} closes over a traced value, whose derivative would be lost; pass it as an "
-                "argument."
+                f"{self._name} closes over a traced value, whose derivative would be lost; pass it "
+                "as an argument."
             )
+        operands, tree = jax.tree.flatten((diff, fixed_arrays))
+        diff_tree, out_tree = jax.tree.structure(diff), jax.tree.structure(out)
 
-        @jax.custom_jvp
-        def function(diff, fixed_arrays):
-            return primal(consts, diff, fixed_arrays)
+        def flat_primal(*args):
+            return jax.tree.leaves(primal(consts, *tree.unflatten(args)))
 
-        @functools.partial(function.defjvp, symbolic_zeros=True)
-        def _(primals, tangents):
-            diff, fixed_arrays = primals
-            ddiff, dfixed = tangents
-            self._require_still(fixed_arrays, dfixed)
-            ddiff = jax.tree.map(_dense, ddiff, is_leaf=_is_zero)
-            out = function(diff, fixed_arrays)
-            residuals = (diff, fixed_arrays, out)
-            n_point = len(jax.tree.leaves(diff))
-            n_value = len(jax.tree.leaves(out))
-            n = len(jax.tree.leaves(residuals))
-            derivative = Derivative(range(n_point), range(n - n_value, n))
-            return out, bind_linear_map(tangent, adjoint, residuals, ddiff, derivative=derivative)
+        def differential(args, out, dargs):
+            residuals = (*tree.unflatten(args), out_tree.unflatten(out))
+            value = range(len(args), len(args) + len(out))
+            derivative = Derivative(point=range(len(dargs)), value=value)
+            ddiff = diff_tree.unflatten(dargs)
+            dout = bind_linear_map(tangent, adjoint, residuals, ddiff, derivative=derivative)
+            return jax.tree.leaves(dout)
 
-        return function(diff, fixed_arrays)
+        names = [name for name in self.names if name in self.nondiff]
+        outs = rule_p.bind(
+            *operands,
+            primal=Program(flat_primal),
+            differential=differential,
+            fixed=tuple(
+                f"{self._name}: derivative with respect to the non-differentiable argument {name!r}."
+                for name, value in zip(names, fixed_arrays, strict=True)
+                for _ in jax.tree.leaves(value)
+            ),
+        )
+        return out_tree.unflatten(outs)
 
     @property
     def _name(self) -> str:
@@ -178,14 +192,6 @@ class AdjointRule:
                 )
         return jax.tree.map(jnp.asarray, value)
 
-    def _require_still(self, fixed: Any, dfixed: Any) -> None:
-        names = [name for name in self.names if name in self.nondiff]
-        for name, moving in zip(names, dfixed, strict=True):
-            if not all(_is_zero(t) for t in jax.tree.leaves(moving, is_leaf=_is_zero)):
-                raise TypeError(
-                    f"{self._name}: derivative with respect to the non-differentiable argument {name!r}."
-                )
-
     def _require_like_output(self, dout: Any, out: Any) -> Any:
         dout = jax.tree.map(jnp.asarray, dout)
         form = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
@@ -203,9 +209,37 @@ class AdjointRule:
         return gargs
 
 
-def _is_zero(t: Any) -> bool:
-    return isinstance(t, jax.custom_derivatives.SymbolicZero)
+# The function itself. A `jax.custom_jvp` would do, but that JAX drops its rule where it partially
+# evaluates a scan: a second derivative of a scan would be one of the primal's program.
+#
+# primal: a Program of the operands, the differentiable ones first
+# differential: (args, out, dargs) -> T dargs, flat lists
+# fixed: for each of the last operands, what to say if it moves
+rule_p = primitive("adjoint_rule", "primal")
 
 
-def _dense(t: Any) -> Any:
-    return jnp.zeros(t.shape, t.dtype) if _is_zero(t) else t
+def _jvp(args, dargs, *, primal, differential, fixed):
+    out = rule_p.bind(*args, primal=primal, differential=differential, fixed=fixed)
+    n = len(args) - len(fixed)
+    for message, darg in zip(fixed, dargs[n:], strict=True):
+        if type(darg) is not ad.Zero:
+            raise TypeError(message)
+    moving = [instantiate(*pair) for pair in zip(args[:n], dargs[:n], strict=True)]
+    return out, differential(list(args), out, moving)
+
+
+ad.primitive_jvps[rule_p] = _jvp
+
+
+def _batch(args, dims, *, primal, differential, fixed):
+    axes, moving = list(dims), list(dims[: len(args) - len(fixed)])
+    mapped = rule_p.bind(
+        *args,
+        primal=Program(jax.vmap(lambda *args: primal(*args), tuple(dims))),
+        differential=jax.vmap(differential, (axes, 0, moving)),
+        fixed=fixed,
+    )
+    return mapped, [0] * len(mapped)
+
+
+batching.primitive_batchers[rule_p] = _batch
