@@ -201,9 +201,9 @@ def main() -> int:
             print(f"{name:18} mean {x.mean():+.2f}, deviation {np.sqrt(np.mean(x**2)):.2f}")
     try:
         draw(given.output, fs, times, data[0], estimate, pulls)
-    except OSError as error:
-        fail(f"can't write {error.filename}: {error.strerror}")
-    print(f"Figure in {given.output}; {time.perf_counter() - began:.1f} s in all.")
+    except OSError as problem:
+        fail(f"can't write {problem.filename}: {problem.strerror}")
+    print(f"Figure in {given.output}; {time.perf_counter() - began:.1f} s after the imports.")
     if np.max(np.abs(pulls[0])) > 3 or not 0.5 < deviance < 1.5:
         print("The fit is off by more than its error bars allow.", file=sys.stderr)
         return 1

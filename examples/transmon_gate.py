@@ -193,7 +193,7 @@ def minimiser(qubit: Qubit, s: np.ndarray, levels: int):
             if tried[-1][0] < target:
                 raise StopIteration
 
-        options = dict(maxiter=500, maxfun=2000, maxcor=30, ftol=1e-8, gtol=1e-6)
+        options = dict(maxiter=500, maxfun=2000, maxcor=30, ftol=1e-6, gtol=1e-6)
         p = minimize(
             value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds,
             callback=after_iteration, options=options,
@@ -246,7 +246,8 @@ def draw(file: Path, qubit: Qubit, samples, times, populations, history, rows) -
     name, tuned, *_, usual = rows[1]
     left.stairs(usual.real, edges, color="0.6", baseline=None, label=f"Re $d$ of {name} ({tuned})")
     left.set(title="(a) designed pulse", xlabel="time (ns)", ylabel="drive amplitude / limit")
-    left.set(xlim=edges[[0, -1]], ylim=(None, 1.45 * np.max(np.abs(samples))))
+    peak = max(np.max(np.abs(samples)), np.max(np.abs(usual)))
+    left.set(xlim=edges[[0, -1]], ylim=(None, 1.5 * peak))  # room for the legend
     left.legend(frameon=False, loc="upper left", borderaxespad=0)
     full = 1e3 * qubit.drive / (2 * np.pi)  # MHz
     rabi = left.secondary_yaxis("right", functions=(lambda d: d * full, lambda f: f / full))
@@ -258,15 +259,14 @@ def draw(file: Path, qubit: Qubit, samples, times, populations, history, rows) -
         middle.semilogy(times, population, color=color, ls=dash, label=rf"$|{level}\rangle$")
     middle.set(title=r"(b) starting in $|0\rangle$", xlabel="time (ns)", ylabel="population")
     middle.set(xlim=edges[[0, -1]], ylim=(1e-13, 3))
-    middle.legend(frameon=False, ncols=2, loc="lower center", handlelength=1.6, columnspacing=1)
+    middle.legend(ncols=2, loc="lower center", handlelength=1.6, columnspacing=1, edgecolor="none")
 
     error, leakage = np.array(history).T
     right.semilogy(error, color=blue, marker="o", ms=2.5, label="gate error")
     right.semilogy(leakage, color=red, ls="--", label="of which leakage")
     references = [(f"{qubit.device}, reported", qubit.gate_error)]
     for name, tuned, value, *_ in rows:
-        number = len(tuned.split(","))
-        references.append((f"{name}, {number} parameter{'s'[: number - 1]} tuned", value))
+        references.append((f"{name}, all tuned" if "width" in tuned else name, value))
     for i, (label, value) in enumerate(references):
         right.axhline(value, color="0.5", lw=0.8, ls=":", zorder=0)
         # The curve falls from upper left to lower right: labels stand on the other sides.
@@ -333,7 +333,7 @@ def main() -> int:
     p, history = minimise_error(designed, start, None, STOP, report)
     samples = np.asarray(designed(p, s))
     error, leakage = history[-1]
-    print(f"  designed after {time.perf_counter() - began:.1f} s\n")
+    print(f"  designed in {time.perf_counter() - began:.1f} s\n", flush=True)
 
     # What the qubit's decay adds to an average gate error, from its T1 and T2.
     decay = (3 - np.exp(-1e-3 * duration / qubit.T1) - 2 * np.exp(-1e-3 * duration / qubit.T2)) / 6
@@ -358,9 +358,9 @@ def main() -> int:
             columns = np.column_stack([qubit.dt * np.arange(count), samples.real, samples.imag])
             np.savetxt(given.samples, columns, header="start of the sample (ns), Re d, Im d")
         draw(given.output, qubit, samples, times, populations, history, rows)
-    except OSError as error:
-        fail(f"can't write {error.filename}: {error.strerror}")
-    print(f"Figure in {given.output}; {time.perf_counter() - began:.1f} s in all.")
+    except OSError as problem:
+        fail(f"can't write {problem.filename}: {problem.strerror}")
+    print(f"Figure in {given.output}; {time.perf_counter() - began:.1f} s after the imports.")
     if not error < GOAL:
         print(f"The error isn't below {GOAL:.0e}: the gate needs more time.", file=sys.stderr)
         return 1
