@@ -40,13 +40,15 @@ class Grid(NamedTuple):
 
     - `starts`: where each interval begins, (p,).
     - `lengths`: its signed length, (p,); intervals may be empty.
-    - `amplitudes`: for each piecewise constant term, its amplitude in each interval, (p,).
+    - `amplitudes`, `slices`: for each piecewise constant term its amplitudes, with a zero at both ends,
+      and which of them holds in each interval, (p,).
     - `slots`: the index of the saved time at which the interval ends, or len(ts), (p,).
     """
 
     starts: Float[Array, " p"]
     lengths: Float[Array, " p"]
-    amplitudes: list[Inexact[Array, " p"]]
+    amplitudes: list[Inexact[Array, " k+2"]]
+    slices: list[Int[Array, " p"]]
     slots: Int[Array, " p"]
 
 
@@ -79,7 +81,11 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
     for k, e in enumerate(edges):
         passed = xp.cumsum(origin == k) - (origin == k)  # edges of the source before the interval
         slices.append(xp.where(forward, passed, len(e) - passed))
-    return Order(tuple(sources), tuple(groups), order, slices, xp.where(origin == -1, order, len(ts)))
+    slots = xp.where(origin == -1, order, len(ts))
+    small = lambda a: a.astype(np.int32)
+    return Order(
+        tuple(sources), tuple(groups), small(order), [small(s) for s in slices], small(slots)
+    )
 
 
 def make_grid(H: Hamiltonian, ts: Float[Array, " time"], pins: Order) -> Grid:
@@ -88,11 +94,13 @@ def make_grid(H: Hamiltonian, ts: Float[Array, " time"], pins: Order) -> Grid:
     edges = _inside(jnp, ts, [controls[s].edges for s in pins.sources])
     times = jnp.concatenate([ts, *edges])[pins.order]
     starts = jnp.concatenate([times[:1], times[:-1]])
-    amplitudes = [
-        control.padded_values()[pins.slices[group]]
-        for control, group in zip(controls, pins.groups, strict=True)
-    ]
-    return Grid(starts, times - starts, amplitudes, jnp.asarray(pins.slots))
+    return Grid(
+        starts,
+        times - starts,
+        [control.padded_values() for control in controls],
+        [jnp.asarray(pins.slices[group]) for group in pins.groups],
+        jnp.asarray(pins.slots),
+    )
 
 
 def _controls(H: Hamiltonian) -> list[Pwc]:

@@ -31,6 +31,11 @@ class Steps(NamedTuple):
     end: Float[Array, " m"]
     count: int | Int[Array, ""]
 
+    def pad(self, rows: int, beyond: int) -> Steps:
+        """With more rows, of an interval that doesn't exist."""
+        pad = lambda a, value: jnp.pad(a, (0, rows), constant_values=value)
+        return Steps(pad(self.interval, beyond), pad(self.begin, 0), pad(self.end, 0), self.count)
+
 
 def make_generator(
     H: Hamiltonian, scheme: Scheme, dtype: jnp.dtype, grid: Grid
@@ -78,15 +83,18 @@ def make_generator(
 
 
 def step_data(grid: Grid, steps: Steps, saves: int) -> tuple[PyTree[Array], Int[Array, " m"]]:
-    """The data x of every step, and the slot in which the state after it is saved."""
-    i = steps.interval
-    length = grid.lengths[i]
+    """The data x of every step, and the slot in which the state after it is saved.
+
+    A step of an interval beyond the last has no length.
+    """
+    take = lambda a, beyond: a.at[steps.interval].get(mode="fill", fill_value=beyond)
+    length = take(grid.lengths, 0)
     x = (
-        grid.starts[i] + steps.begin * length,
+        take(grid.starts, 0) + steps.begin * length,
         (steps.end - steps.begin) * length,
-        [a[i] for a in grid.amplitudes],
+        [a[take(s, 0)] for a, s in zip(grid.amplitudes, grid.slices, strict=True)],
     )
-    return x, jnp.where(steps.end == 1, grid.slots[i], saves)
+    return x, jnp.where(steps.end == 1, take(grid.slots, saves), saves)
 
 
 def equal_steps(grid: Grid, per_interval: int) -> Steps:
@@ -94,7 +102,7 @@ def equal_steps(grid: Grid, per_interval: int) -> Steps:
     n = len(grid.starts)
     corners = jnp.arange(per_interval + 1, dtype=grid.starts.dtype) / per_interval
     return Steps(
-        jnp.repeat(jnp.arange(n), per_interval),
+        jnp.repeat(jnp.arange(n, dtype=jnp.int32), per_interval),
         jnp.tile(corners[:-1], n),
         jnp.tile(corners[1:], n),
         n * per_interval,
