@@ -1,6 +1,6 @@
 r"""The exponential of small dense matrices, batched, and its Fréchet derivative.
 
-    exp(A) = e^mu p(2^-s (A - mu))^(2^s),     p = a polynomial of degree 18,
+    exp(A) = e^(i mu) p(2^-s (A - i mu))^(2^s),     p = a polynomial of degree 18,
 
 five matrix products and s squarings; p is Taylor's, or Chebyshev's where A is known to be anti-Hermitian.
 The Fréchet derivative ``L(A, E) = d/dt exp(A + t E)`` at t = 0 is that of the polynomial, and since its
@@ -26,11 +26,13 @@ def expm(A: Inexact[Array, "... n n"]) -> Inexact[Array, "... n n"]:
     r"""The matrix exponential of a batch of dense matrices.
 
     Scaling and squaring with the Taylor polynomial of degree 18 in five products (Bader, Blanes and
-    Casas 2019, doi:10.3390/math7121174), after a shift by the mean of the diagonal. The number of
-    squarings is chosen for each matrix from its norm.
+    Casas 2019, doi:10.3390/math7121174), after a shift by the mean of the diagonal's imaginary part.
+    The number of squarings is chosen for each matrix from its norm.
 
-    **Arguments**: `A`, real or complex, shape (..., n, n). **Returns** exp(A), same shape and dtype.
-    **Raises** `ValueError` where A isn't square, `TypeError` where it isn't floating or complex.
+    **Arguments**: `A`, real or complex, shape (..., n, n). **Returns** exp(A), same shape and dtype;
+    NaN alone for a matrix that holds NaN or infinity, or whose norm nears 1 / eps.
+    **Raises** `ValueError` where A isn't square, `TypeError` where it isn't floating or complex, in
+    single or double precision.
 
     **Derivatives**: the Fréchet derivative L(A, dA), with the adjoint L(A^H, g); right for every A,
     defective and degenerate ones included. **Cost**: 5 + s products of n x n matrices, s about
@@ -75,11 +77,15 @@ def exponential(
     """exp(A), and the map E -> L(A, E), which uses the products that exp(A) has formed."""
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"expm: A must be square, (..., n, n); got shape {A.shape}.")
+    if jnp.finfo(A.dtype).bits < 32:
+        raise TypeError(f"expm: A must be in single or double precision; got {A.dtype}.")
     mean = jax.lax.stop_gradient(jnp.trace(A, axis1=-2, axis2=-1)[..., None, None] / A.shape[-1])
+    mean = mean - mean.real  # of a real mean the exponential may vanish where exp(A) doesn't
     shifted = A - mean * _eye(A)
     rows, theta = _polynomial(A.dtype, skew)
     squarings = jax.lax.stop_gradient(_squarings(shifted, theta))
-    scale = jnp.exp2(-squarings.astype(jnp.finfo(A.dtype).dtype))
+    real = jnp.finfo(A.dtype).dtype
+    scale = jnp.where(squarings < 0, jnp.nan, jnp.exp2(-squarings.astype(real)))
 
     X, d_polynomial = jax.linearize(lambda A: _degree18(A, rows), _split(shifted) * scale)
     most = jnp.max(squarings, initial=0)
@@ -101,15 +107,15 @@ def exponential(
 
 
 def _squarings(A: Inexact[Array, "... n n"], theta: float) -> Int[Array, "... 1 1"]:
-    """The number of halvings that bring A below theta, in the smaller of two norms."""
+    """How many halvings bring A below theta, in the smaller of two norms; -1 if it's hopeless."""
     squares = abs_squared(A)
     columns = jnp.sum(jnp.sqrt(squares), axis=-2, keepdims=True)
     one_norm = jnp.max(columns, axis=-1, keepdims=True, initial=0)
     frobenius = jnp.sqrt(jnp.sum(squares, axis=(-2, -1), keepdims=True))
     norm = jnp.minimum(one_norm, frobenius)
     count = jnp.ceil(jnp.log2(jnp.maximum(norm / theta, 1)))
-    # Beyond 2^60 nothing is left of a phase; NaN and infinity stay what they are.
-    return jnp.where(jnp.isfinite(norm), jnp.minimum(count, 60), 0).astype(jnp.int32)
+    # The condition number of exp is at least norm(A): at 1 / eps no digit would be right.
+    return jnp.where(count < jnp.finfo(A.dtype).nmant, count, -1).astype(jnp.int32)
 
 
 def abs_squared(A: Inexact[Array, "..."]) -> Float[Array, "..."]:
