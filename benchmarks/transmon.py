@@ -151,8 +151,7 @@ def _diffrax(solver: str) -> Build:
         jumps = jnp.asarray(instance.edges[1:-1])
 
         def field(t, psi, u):
-            # Not floor(t / DT): a rounding error there puts a step that ends on an edge into
-            # the wrong slice, which costs forty times the steps.
+            # Not floor(t / DT), which rounding may put on the wrong side of an edge.
             k = jnp.searchsorted(jumps, t, side="right")
             return -1j * ((H0 + u[0, k] * X + u[1, k] * Y) @ psi)
 
