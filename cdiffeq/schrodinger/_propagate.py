@@ -230,7 +230,7 @@ def _apply_all_back(U, psi, lam, jumps, product):
         # costate only jumps: P_k^H lambda_k = P^H lambda + sum_{j >= k} P_j^H jump_j.
         P = jax.lax.associative_scan(lambda A, B: B @ A, U)
         Ph = adjoint(P)
-        moving = Ph[-1] @ lam + jnp.cumsum((Ph @ jumps)[::-1], axis=0)[::-1]
+        moving = (Ph[-1] @ lam)[None] + jnp.cumsum((Ph @ jumps)[::-1], axis=0)[::-1]
         psi = Ph[-1] @ psi
         befores = jnp.concatenate([psi[None], P[:-1] @ psi])
         return befores, P @ moving, psi, moving[0]
