@@ -1,5 +1,6 @@
 """exp and its Fréchet derivative against SciPy's, which knows no JAX."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -43,8 +44,13 @@ def _frechet(A: np.ndarray, E: np.ndarray) -> np.ndarray:
     return scipy.linalg.expm_frechet(_double(A), _double(E), compute_expm=False)
 
 
-push = jax.jit(lambda A, E: jax.jvp(expm, (A,), (E,)))
-pull = jax.jit(lambda A, g: jax.vjp(expm, A)[1](g)[0])
+# Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+)
+push = quick_jit(lambda A, E: jax.jvp(expm, (A,), (E,)))
+pull = quick_jit(lambda A, g: jax.vjp(expm, A)[1](g)[0])
 
 
 def _by_eigenvectors(A: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +62,7 @@ def _by_eigenvectors(A: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return value, V @ (kernel * (V.conj().T @ _double(E) @ V)) @ V.conj().T
 
 
-def _close(got: Any, expected: Any, condition: float) -> None:
+def _close(got: Any, expected: Any, condition: Any) -> None:
     """To rounding, times the condition number of exp, which is at least the norm of A.
 
     Each of s squarings doubles the error that was there, 2^s is up to 4 norm(A) here, and a few
@@ -124,7 +130,9 @@ def test_special_matrices(name: str):
 def test_what_vanishes_beside_what_does_not():
     # exp of the mean underflows here, exp of the matrix doesn't.
     for A in (jnp.diag(jnp.array([-3e3, 0.0])), jnp.diag(jnp.array([-300.0, 0.0], jnp.float32))):
-        np.testing.assert_allclose(expm(A), np.diag([0.0, 1.0]), rtol=1e3 * jnp.finfo(A.dtype).eps)
+        np.testing.assert_allclose(
+            push(A, A)[0], np.diag([0.0, 1.0]), rtol=1e3 * float(jnp.finfo(A.dtype).eps)
+        )
 
 
 def test_scalars_to_the_last_digits():
@@ -138,7 +146,7 @@ def test_scalars_to_the_last_digits():
 def test_with_a_promise_that_all_are_anti_hermitian(dtype: Any, norm: float):
     A, E = _skew(5, norm, dtype), _random(5, 5, dtype=dtype)
     of = lambda A: expm_of(A, True)
-    value, tangent = jax.jit(lambda A, E: jax.jvp(of, (A,), (E,)))(A, E)
+    value, tangent = quick_jit(lambda A, E: jax.jvp(of, (A,), (E,)))(A, E)
     for got, expected in zip((value, tangent), _by_eigenvectors(A, E), strict=True):
         _close(got, expected, 1 + norm)
     _close(value @ value.conj().T, np.eye(5), 1 + norm)
@@ -147,7 +155,7 @@ def test_with_a_promise_that_all_are_anti_hermitian(dtype: Any, norm: float):
 # Batches.
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
 @pytest.mark.parametrize("dtype", [np.float64, np.complex64])
 def test_batches(batch: tuple[int, ...], dtype: Any):
     A, E = _random(*batch, 2, 2, dtype=dtype), _random(*batch, 2, 2, dtype=dtype)
@@ -169,7 +177,8 @@ def test_norms_far_apart_in_one_batch():
     norms = [0.0, 1e-9, 1.0, 1e3, 1e6]
     A = np.stack([_skew(3, norm) for norm in norms])
     E = _random(len(norms), 3, 3)
-    for value, tangent in (push(A, E), jax.jit(jax.vmap(push))(A, E)):
+    batched = quick_jit(jax.vmap(lambda A, E: jax.jvp(expm, (A,), (E,))))
+    for value, tangent in (push(A, E), batched(A, E)):
         for i, norm in enumerate(norms):
             alone = push(A[i], E[i])
             np.testing.assert_allclose(value[i], alone[0], rtol=1e-14, atol=1e-16 * (1 + norm))
@@ -187,10 +196,10 @@ def test_vmap_along_any_axis():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", [0.0, 7.0])
-def test_against_finite_differences(norm: float, dtype: Any):
+def test_against_finite_differences(dtype: Any):
     A = _random(3, 3, dtype=dtype)
-    cd.testing.check_rule(expm, (A * norm / np.linalg.norm(A, 2)).astype(dtype))
+    A = np.stack([0 * A, 7 * A / np.linalg.norm(A, 2)]).astype(dtype)
+    cd.testing.check_rule(expm, A)
 
 
 def test_second_derivatives_against_finite_differences():
@@ -204,13 +213,14 @@ def _second(A: np.ndarray, E: np.ndarray, F: np.ndarray) -> np.ndarray:
     return _expm(np.block([[A, E, F, o], [o, A, o, F], [o, o, A, E], [o, o, o, A]]))[:3, -3:]
 
 
-@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
-@pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
-def test_every_second_derivative(inner: Any, outer: Any):
+@pytest.mark.parametrize(
+    "outer, inner", [(jax.jacfwd, jax.jacrev), (jax.jacrev, jax.jacfwd), (jax.jacrev, jax.jacrev)]
+)
+def test_every_second_derivative(outer: Any, inner: Any):
     A, B, g = _random(3, 3), _random(3, 3), _random(3, 3)
     s, t = 0.4, 0.3
     loss = lambda x: jnp.sum(jnp.abs(g * expm(x[0] * A + x[1] * B)) ** 2)
-    hessian = jax.jit(outer(inner(loss)))(jnp.array([s, t]))
+    hessian = quick_jit(outer(inner(loss)))(jnp.array([s, t]))
 
     X = s * A + t * B
     U, first = g * _expm(X), [g * _frechet(X, E) for E in (A, B)]
@@ -258,6 +268,7 @@ def test_the_memory_of_a_gradient():
     A = jnp.asarray(_random(count, n, n))
     loss = lambda A: jnp.sum(jnp.abs(expm(A)) ** 2)
     memory = jax.jit(jax.grad(loss)).lower(A).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes <= 20 * A.nbytes
 
 
@@ -281,9 +292,9 @@ def test_no_number_comes_where_no_digit_would_be_right(dtype: Any):
     eps = np.finfo(dtype).eps
     # The error is the rounding of the phase alone.
     phase = _double(0.01 / eps * A).astype(dtype)
-    np.testing.assert_allclose(expm(jnp.asarray(phase)), _expm(phase), atol=1.0)
+    np.testing.assert_allclose(push(phase, A)[0], _expm(phase), atol=1.0)
     for norm in (10 / eps, 1e10 / eps, np.finfo(dtype).max):
-        assert np.isnan(expm(jnp.asarray(norm * A, dtype))).all()
+        assert np.isnan(push((norm * A).astype(dtype), A)[0]).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 3, 2)])
