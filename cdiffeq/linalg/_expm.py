@@ -127,7 +127,7 @@ def _degree18(A: Float[Array, "... m n"], rows: Rows) -> Float[Array, "... m n"]
     """A polynomial of degree 18 in five products (the paper's equation 16), of split matrices."""
     eye = _eye(A)
     A2 = _mul(A, A)
-    A3 = _mul(A2, A)
+    A3 = _mul(A, A2)  # A on the left, whose doubling is there already
     A6 = _mul(A3, A3)
     b1, b2, b3, b4, b5 = (c[0] * eye + c[1] * A + c[2] * A2 + c[3] * A3 + c[4] * A6 for c in rows)
     A9 = _mul(b1, b5) + b4
