@@ -59,10 +59,10 @@ def raise_if(
 ) -> PyTree[Array]:
     """`out`, unless `failed`: then the exception `error(*values)` is raised, with the run's values.
 
-    Where `failed` is traced the error is raised when the program runs, by a callback to the host that
-    costs nothing as long as nothing fails; JAX wraps it in its own error, whose text holds the
-    message. `out` becomes NaN in that case, so that no plausible number can survive. The check
-    happens only if the result is used.
+    Where `failed` is traced the error is raised when the program runs, by a callback to the host
+    that costs nothing as long as nothing fails (under `jax.vmap` it is called once for the batch);
+    JAX wraps it in an error of its own, whose text holds the message. `out` becomes NaN in that
+    case, so that no plausible number can survive. The check happens only if the result is used.
 
     >>> error = lambda t: RuntimeError(f"failed at t = {t}")
     >>> raise_if(jnp.ones(2), jnp.array(True), error, jnp.array(3.0))
@@ -91,6 +91,11 @@ def raise_if(
 
 
 def poison(out: PyTree[Array], failed: Bool[Array, ""]) -> PyTree[Array]:
-    """`out` with NaN in every floating or complex leaf where `failed`."""
-    nan = lambda x: jnp.where(failed, jnp.full_like(x, jnp.nan), x)
-    return jax.tree.map(lambda x: nan(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, out)
+    """`out` with NaN in every floating or complex leaf where `failed`, and in all its derivatives."""
+    factor = jnp.where(failed, jnp.nan, 1)  # a product, as the derivative of a choice would be zero
+
+    def taint(x):
+        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+        return x * factor.astype(jnp.finfo(x.dtype).dtype) if inexact else x
+
+    return jax.tree.map(taint, out)

@@ -4,18 +4,17 @@ With the pairing ``<x, y> = Re sum(conj(x) * y)`` the map ``T`` and its adjoint 
 
     <y, T x> = <T* y, x>        for all x and y,
 
-whether ``T`` is linear over the complex numbers or, like ``dz -> A dz + B conj(dz)``, over the reals
-alone. Whoever knows both as programs hands them to `linear_map`, and JAX never transposes the program
-of either: forward mode runs ``T``, reverse mode runs ``T*``.
+whether ``T`` is linear over the complex numbers or, like ``dz -> A dz + B conj(dz)``, over the
+reals alone. Whoever knows both as programs hands them to `linear_map`, and JAX never transposes the
+program of either: forward mode runs ``T``, reverse mode runs ``T*``.
 
 JAX pairs bilinearly, ``Re sum(ct * x)``, so its transpose is ``ct -> conj(T* conj(ct))``. The two
-conjugates stand in `_transpose` below and nowhere else in the library.
+conjugates stand in `_transpose` and `pull_back` below and nowhere else in the library.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,28 +33,30 @@ def linear_map(
     residuals: PyTree[ArrayLike],
     x: PyTree[ArrayLike],
 ) -> PyTree[Inexact[Array, "..."]]:
-    r"""The R-linear map ``T: x -> forward(residuals, x)``, with ``adjoint(residuals, y)`` as its adjoint.
+    r"""The R-linear map ``T: x -> forward(residuals, x)``, whose adjoint is ``adjoint``.
 
-    The promise is ``<y, forward(r, x)> = <adjoint(r, y), x>`` with ``<x, y> = Re sum(conj(x) * y)``,
-    summed over all leaves; `cdiffeq.testing.check_rule` checks it. From this pair come jvp, vjp, vmap,
-    jit, scan, checkpoint and second derivatives. A map ``x -> A x + B conj(x)`` has the adjoint
-    ``y -> A^H y + B^T conj(y)``; nothing needs to be holomorphic.
+    The promise is ``<y, forward(r, x)> = <adjoint(r, y), x>`` under the pairing
+    ``<x, y> = Re sum(conj(x) * y)``, summed over all leaves; `cdiffeq.testing.check_rule` checks
+    it. From this pair come jvp, vjp, vmap, jit, scan, checkpoint and second derivatives. A map
+    ``x -> A x + B conj(x)`` has the adjoint ``y -> A^H y + B^T conj(y)``; nothing needs to be
+    holomorphic.
 
-    Derivatives with respect to ``residuals``, and to traced values that the two functions close over,
-    are those of the program ``forward`` (of ``adjoint``, where that is what runs).
+    Derivatives with respect to ``residuals``, and to traced values that the two functions close
+    over, are those of the program ``forward`` (of ``adjoint``, where that is what runs).
 
     **Arguments**
 
     - `forward`: ``(residuals, x) -> T x``, linear over the reals in ``x``.
-    - `adjoint`: ``(residuals, y) -> T* y``, with ``y`` shaped as ``T x`` and the result as ``x``. Where a
-      leaf of ``x`` is real the real part is taken, which is the projection that the pairing asks for.
+    - `adjoint`: ``(residuals, y) -> T* y``, with ``y`` shaped as ``T x`` and the result as ``x``.
+      Where a leaf of ``x`` is real the real part is taken, which is the projection that the pairing
+      asks for.
     - `residuals`: any pytree of arrays that both functions read.
     - `x`: pytree of real or complex floating arrays, any shapes and mixture of dtypes.
 
-    **Returns** ``T x``. **Raises** `TypeError` for an integer leaf in ``x``, for a result of ``forward``
-    that isn't floating or complex, and for a result of ``adjoint`` that isn't shaped like ``x``.
-    **Cost**: ``forward`` once; in reverse mode ``adjoint`` once. Write ``A^H y`` as ``conj(A.T @ conj(y))``
-    and the conjugates cancel against JAX's: the compiled program is that of the plain ``A @ x``.
+    **Returns** ``T x``. **Raises** `TypeError` for an integer leaf in ``x``, for a result of
+    ``forward`` that isn't floating or complex, and for a result of ``adjoint`` that isn't shaped
+    like ``x``. **Cost**: ``forward`` once; in reverse mode ``adjoint`` once. Written as
+    ``conj(A.T @ conj(y))``, ``A^H y`` costs what JAX's own transpose does: the conjugates cancel.
 
     >>> import jax, jax.numpy as jnp
     >>> A, B = jnp.array([[1.0, 2j]]), jnp.array([[0.5j, 0.0]])
@@ -76,11 +77,11 @@ def linear_map(
 class Derivative:
     """Says that a map is the derivative ``T = Df`` of a function f at a point among its residuals.
 
-    Then second derivatives are symmetric, ``D^2 f [u, v] = D^2 f [v, u]``, and every one of them is a
-    forward-mode derivative of T or T*: no program is ever transposed by JAX, at second order either.
+    Then second derivatives are symmetric, ``D^2 f [u, v] = D^2 f [v, u]``, and every one of them is
+    a forward-mode derivative of T or T*: at second order, too, JAX transposes no program.
 
-    `point` and `value` are the positions, in the flat residuals, of the leaves of the point and of f
-    there; `transposed` tells T* from T. A mapped derivative keeps what it was mapped from: the
+    `point` and `value` are the positions, in the flat residuals, of the leaves of the point and of
+    f there; `transposed` tells T* from T. A mapped derivative keeps what it was mapped from: the
     primitive's parameters and the axes of the residuals.
     """
 
@@ -145,10 +146,10 @@ def bind_linear_map(
 def hoist(
     fn: Callable[..., Any], *args: PyTree[Any]
 ) -> tuple[Callable[..., Any], PyTree[Any], list[Any]]:
-    """`fn` without the arrays that it closes over: ``(pure, out, consts)``, ``fn(*a) = pure(consts, *a)``.
+    """`fn` without the arrays it closes over: ``(pure, out, consts)``, fn(*a) = pure(consts, *a).
 
-    `fn` is traced once, at the shapes of `args`, so that tracers which it closes over become arguments
-    and can be differentiated, mapped and hoisted out of loops. `out` is the shape of the result.
+    `fn` is traced once, at the shapes of `args`, so that tracers which it closes over become
+    arguments and can be differentiated, mapped and hoisted. `out` is the shape of the result.
     """
     tree = jax.tree.structure(args)
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
@@ -156,7 +157,8 @@ def hoist(
 
     def pure(consts, *args):
         if jax.tree.structure(args) != tree:
-            raise TypeError(f"expected arguments of structure {tree}, got {jax.tree.structure(args)}")
+            got = jax.tree.structure(args)
+            raise TypeError(f"expected arguments of structure {tree}, got {got}")
         return out_tree.unflatten(_evaluate(jaxpr, consts, *jax.tree.leaves(args)))
 
     return pure, out, list(closed.consts)
@@ -175,7 +177,7 @@ def pull_back(
 
 
 class Program:
-    """A flat function of arrays that closes over none, traced once for each set of shapes it meets."""
+    """A flat function of arrays that closes over none, traced once for each set of shapes."""
 
     def __init__(self, fn: Callable[..., list[Array]]):
         self.fn = fn
@@ -203,8 +205,8 @@ def _require_inexact(name: str, tree: PyTree[Any]) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             where = name + jax.tree_util.keystr(path)
             raise TypeError(
-                f"linear_map: {where} has dtype {leaf.dtype}; a linear map acts on floating or complex "
-                "arrays. Pass integers among the residuals."
+                f"linear_map: {where} has dtype {leaf.dtype}; a linear map acts on floating or "
+                "complex arrays. Pass integers among the residuals."
             )
 
 
@@ -296,14 +298,15 @@ ad.primitive_jvps[linear_map_p] = _jvp
 def _move_point(residuals, x, moving, *, forward, adjoint, n, derivative):
     r"""The term of the jvp in which the point of a `Derivative` moves, itself a linear map.
 
-    For T = Df(p): dp -> D^2 f [x, dp], with the adjoint y -> D_x (T* y), the derivative of T* y as the
-    point moves along x. For T* = Df(p)*: dp -> D_dp (T* y), which is self-adjoint. The value f(p) moves
-    with the point, along T dp; its cotangent is accounted for in the point's, so it is returned as zero.
+    For T = Df(p): dp -> D^2 f [x, dp], with the adjoint y -> D_x (T* y), the derivative of T* y as
+    the point moves along x. For T* = Df(p)*: dp -> D_dp (T* y), which is self-adjoint. The value
+    f(p) moves with the point, along T dp; its cotangent is accounted for in the point's, so it is
+    returned as zero.
     """
     if derivative.mapped is not None:  # a point that isn't mapped may be shared by many x
         single, dims = derivative.mapped
         axes = [dims[i] for i in (*derivative.point, *derivative.value)]
-        move = functools.partial(_move_point, **single)
+        move = lambda *args: _move_point(*args, **single)
         return jax.vmap(move, (list(dims), 0, axes))(list(residuals), list(x), moving)
 
     known = [*derivative.point, *derivative.value]
@@ -339,8 +342,8 @@ def _transpose(cts, *args, forward, adjoint, n, derivative):
     conj = lambda leaves: [jnp.conj(y) for y in leaves]
     y = [jnp.zeros(c.aval.shape, c.aval.dtype) if type(c) is ad.Zero else c for c in cts]
     params = _swap(dict(forward=forward, adjoint=adjoint, n=n, derivative=derivative))
-    out = linear_map_p.bind(*args[:n], *conj(y), **params)
-    return [o if u else None for o, u in zip([None] * n + conj(out), unknown, strict=True)]
+    out = conj(linear_map_p.bind(*args[:n], *conj(y), **params))
+    return [*[None] * n, *[o if u else None for o, u in zip(out, unknown[n:], strict=True)]]
 
 
 ad.primitive_transposes[linear_map_p] = _transpose

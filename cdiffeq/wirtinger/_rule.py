@@ -1,8 +1,8 @@
 r"""Functions with a derivative rule of their own: a primal, its tangent and its adjoint.
 
-To first order ``f(p + dp) = f(p) + T dp``, with ``T`` linear over the reals. A rule says how to apply
-``T`` and its adjoint ``T*`` under ``<x, y> = Re sum(conj(x) * y)``; `adjoint_rule` makes of the three a
-function with jvp, vjp, vmap, jit and second derivatives.
+To first order ``f(p + dp) = f(p) + T dp``, with ``T`` linear over the reals. A rule says how to
+apply ``T`` and its adjoint ``T*`` under ``<x, y> = Re sum(conj(x) * y)``; `adjoint_rule` makes of
+the three a function with jvp, vjp, vmap, jit and second derivatives.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ from cdiffeq.wirtinger._linear_map import (
 )
 
 
-def adjoint_rule(
-    primal: Callable[..., Any] | None = None, *, nondiff: Sequence[str] = ()
-) -> Any:
+def adjoint_rule(primal: Callable[..., Any] | None = None, *, nondiff: Sequence[str] = ()) -> Any:
     r"""Decorator: a function whose derivatives are given by a tangent and an adjoint program.
 
     The primal is an ordinary JAX function, of any pytrees of floating and complex arrays. It gets
 
     - a **tangent** ``(args, out, dargs) -> dout``: ``T dargs``;
-    - an **adjoint** ``(args, out, g) -> gargs``: ``T* g``, a tuple with one entry per differentiable
-      argument, where ``g = dL/dx + i dL/dy`` in ``out = x + i y`` and the result is in the same
-      convention (`linear_map` conjugates for JAX). A real argument gets the real part.
+    - an **adjoint** ``(args, out, g) -> gargs``: ``T* g``, a tuple with one entry per
+      differentiable argument, where ``g = dL/dx + i dL/dy`` in ``out = x + i y`` and the result is
+      in the same convention (`linear_map` conjugates for JAX). A real argument gets the real part.
 
-    ``args`` holds all arguments in order, ``out`` is the primal's value, and ``dargs`` has None in the
-    places of `nondiff`. Example, a whole rule in ten lines:
+    ``args`` holds all arguments in order, ``out`` is the primal's value, and ``dargs`` has None in
+    the places of `nondiff`. Example, a whole rule in ten lines:
 
     >>> import jax, jax.numpy as jnp
     >>> @adjoint_rule
@@ -58,20 +56,21 @@ def adjoint_rule(
     >>> jax.grad(lambda b: jnp.sum(jnp.abs(solve(A, b)) ** 2))(b)
     Array([0.5+1.j , 5. -0.5j], dtype=complex128)
 
-    No derivative is ever taken of the primal's program, nor is any program transposed by JAX, up to and
-    including second derivatives (these are jvps of the tangent and of the adjoint).
+    No derivative is ever taken of the primal's program, nor is any program transposed by JAX, up to
+    and including second derivatives (these are jvps of the tangent and of the adjoint).
 
     **Arguments**
 
     - `nondiff`: names of the primal's arguments that aren't differentiated: arrays of any dtype,
-      functions, flags. All others must hold floating or complex arrays only. A derivative with respect
-      to a non-differentiable argument raises.
+      functions, flags. All others must hold floating or complex arrays only. A derivative with
+      respect to a non-differentiable argument raises.
 
     **Raises** `TypeError`: an unknown name in `nondiff`; an integer, boolean or non-array leaf in a
-    differentiable argument; a primal that closes over a traced value; a tangent that isn't shaped like
-    the output, or an adjoint that isn't shaped like the arguments; a derivative without its program.
-    **Cost**: a jvp is the primal and the tangent, a vjp the primal and the adjoint. **Memory**: the
-    arguments and the output are kept for the adjoint, nothing else.
+    differentiable argument; a primal that closes over a traced value; at the first derivative of
+    any kind, a missing tangent or adjoint, a tangent that isn't shaped like the output, or an
+    adjoint that isn't shaped like the arguments. **Cost**: a jvp is the primal and the tangent, a
+    vjp the primal and the adjoint. **Memory**: the arguments and the output are kept for the
+    adjoint, nothing else.
     """
     if primal is None:
         return functools.partial(adjoint_rule, nondiff=nondiff)
@@ -88,8 +87,8 @@ class AdjointRule:
         for name in nondiff:
             if name not in self.names:
                 raise TypeError(
-                    f"adjoint_rule: nondiff names {name!r}, but {primal.__name__} has the arguments "
-                    f"{', '.join(self.names)}."
+                    f"adjoint_rule: nondiff names {name!r}, but {primal.__name__} has the "
+                    f"arguments {', '.join(self.names)}."
                 )
         self.nondiff = nondiff
         self.tangent: Callable[..., Any] | None = None
@@ -124,7 +123,8 @@ class AdjointRule:
 
         def primal(diff, fixed_arrays):
             values = merge(diff, eqx.combine(fixed_arrays, fixed_rest))
-            call = inspect.BoundArguments(self.signature, dict(zip(self.names, values, strict=True)))
+            arguments = dict(zip(self.names, values, strict=True))
+            call = inspect.BoundArguments(self.signature, arguments)
             return self.primal(*call.args, **call.kwargs)
 
         def tangent(residuals, ddiff):
@@ -168,7 +168,7 @@ class AdjointRule:
             primal=Program(flat_primal),
             differential=differential,
             fixed=tuple(
-                f"{self._name}: derivative with respect to the non-differentiable argument {name!r}."
+                f"{self._name}: derivative in the non-differentiable argument {name!r}."
                 for name, value in zip(names, fixed_arrays, strict=True)
                 for _ in jax.tree.leaves(value)
             ),
@@ -186,9 +186,10 @@ class AdjointRule:
                 continue
             if kind is None or not jnp.issubdtype(kind, jnp.inexact):
                 got = type(leaf).__name__ if kind is None else f"an array of {kind}"
+                where = name + jax.tree_util.keystr(path)
                 raise TypeError(
-                    f"{self._name}: argument {name}{jax.tree_util.keystr(path)} is {got}, which has no "
-                    f"derivative. Make it floating or complex, or name it in `nondiff`."
+                    f"{self._name}: argument {where} is {got}, which has no derivative. "
+                    "Make it floating or complex, or name it in `nondiff`."
                 )
         return jax.tree.map(jnp.asarray, value)
 

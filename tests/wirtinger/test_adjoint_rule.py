@@ -257,7 +257,7 @@ times.def_adjoint(lambda args, out, g: (jnp.conj(args[1]) * g,))
     ],
 )
 def test_no_derivative_where_none_was_promised(derivative: Callable):
-    with pytest.raises(TypeError, match=r"times: .*the non-differentiable argument 'k'"):
+    with pytest.raises(TypeError, match="times: derivative in the non-differentiable argument 'k'"):
         derivative(lambda k: jnp.sum(jnp.abs(times(Z, jnp.asarray(k)))))
 
 
