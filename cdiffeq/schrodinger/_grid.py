@@ -72,7 +72,7 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
     ts = xp.asarray(ts)
     forward = ts[-1] >= ts[0]
     ascending = xp.where(forward, ts, ts[::-1])
-    order = _merge(xp, [ascending, *_inside(xp, ascending, edges)])
+    order = _merge(xp, [ascending, *[xp.asarray(e).astype(ts.dtype) for e in edges]])
     order = xp.where(forward, order, order[::-1])
     origin = np.concatenate([np.full(len(ts), -1), *[np.full(len(e), k) for k, e in enumerate(edges)]])
     origin = xp.asarray(origin)[order]
@@ -115,7 +115,9 @@ def _equal(a: Array, b: Array) -> bool:
 
 def _inside(xp: Any, ts: Any, edges: list[Any]) -> list[Any]:
     """The edges, where one outside the solve is moved to its end and bounds an empty interval."""
-    low, high = xp.minimum(ts[0], ts[-1]), xp.maximum(ts[0], ts[-1])
+    # Not a minimum and a maximum: where both times are equal, these have half of each as derivative.
+    forward = ts[-1] >= ts[0]
+    low, high = xp.where(forward, ts[0], ts[-1]), xp.where(forward, ts[-1], ts[0])
     edges = [xp.asarray(e).astype(ts.dtype) for e in edges]
     return [xp.where(e < low, low, xp.where(e > high, high, e)) for e in edges]
 

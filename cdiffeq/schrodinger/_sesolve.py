@@ -101,7 +101,8 @@ def sesolve(
       default for sums of `constant` and `pwc` terms. `Magnus(order, steps)` for H that vary smoothly
       in between; the default for these is order 4 where rtol >= 1e-5 and order 6 below, adaptive.
     - `rtol`, `atol`: the error of each saved state, in norm, is kept below ``atol + rtol |psi|``, for
-      adaptive `Magnus` and Hermitian H. By default 1e-8 in double, 1e-4 in single precision.
+      adaptive `Magnus` and Hermitian H. By default 1e-8 in double, 1e-4 in single precision; one of them
+      may be 0.
     - `max_steps`: the most step sizes that adaptive `Magnus` may try.
     - `hermitian`: a promise that the whole of H(t) is Hermitian, checked as the solve runs. False is for
       decay terms and absorbing potentials: nothing is assumed, and gradients use checkpoints.
@@ -143,8 +144,7 @@ def sesolve(
     given, dtype = _dtypes(H, psi0)
     ts = _times(ts, jnp.finfo(dtype).dtype)
     double = jnp.finfo(dtype).bits == 64
-    rtol = _tolerance("rtol", rtol, 1e-8 if double else 1e-4, given)
-    atol = _tolerance("atol", atol, 1e-8 if double else 1e-4, given)
+    rtol, atol = _tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
     method = _method(H, method, rtol)
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
@@ -352,11 +352,16 @@ def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
     return jnp.promote_types(given, used), used
 
 
-def _tolerance(name: str, value: float | None, default: float, dtype: Any) -> float:
-    if value is None:
-        return default
-    check_tolerance(name, value, dtype)
-    return value
+def _tolerances(
+    rtol: float | None, atol: float | None, default: float, dtype: Any
+) -> tuple[float, float]:
+    rtol, atol = default if rtol is None else rtol, default if atol is None else atol
+    if rtol == 0 and atol == 0:
+        raise ValueError("rtol and atol are both 0; one of them may be.")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value != 0:
+            check_tolerance(name, value, dtype)
+    return rtol, atol
 
 
 def _method(
