@@ -74,7 +74,9 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
     ascending = xp.where(forward, ts, ts[::-1])
     order = _merge(xp, [ascending, *[xp.asarray(e).astype(ts.dtype) for e in edges]])
     order = xp.where(forward, order, order[::-1])
-    origin = np.concatenate([np.full(len(ts), -1), *[np.full(len(e), k) for k, e in enumerate(edges)]])
+    origin = np.concatenate(
+        [np.full(len(ts), -1), *[np.full(len(e), k) for k, e in enumerate(edges)]]
+    )
     origin = xp.asarray(origin)[order]
     order = xp.where(forward | (origin != -1), order, len(ts) - 1 - order)
     slices = []
@@ -130,7 +132,9 @@ def _merge(xp: Any, lists: list[Any]) -> Any:
     ranks = []
     for k, a in enumerate(lists):
         others = [(b, "right" if j < k else "left") for j, b in enumerate(lists) if j != k]
-        ranks.append(np.arange(len(a)) + sum(xp.searchsorted(b, a, side=side) for b, side in others))
+        ranks.append(
+            np.arange(len(a)) + sum(xp.searchsorted(b, a, side=side) for b, side in others)
+        )
     ranks = xp.concatenate(ranks)
     if xp is np:
         return np.argsort(ranks)

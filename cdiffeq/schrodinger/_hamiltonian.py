@@ -22,10 +22,10 @@ from cdiffeq._errors import is_traced
 
 
 class Term(eqx.Module):
-    """One term of a Hamiltonian; `value` is the amplitude of a piecewise constant control at t."""
+    """One term of a Hamiltonian."""
 
     @abc.abstractmethod
-    def matrix_at(self, t: Any, value: Any) -> Inexact[Array, "n n"]: ...
+    def matrix_at(self, t: Any) -> Inexact[Array, "n n"]: ...
 
     @abc.abstractmethod
     def scaled(self, factor: Any) -> Term: ...
@@ -37,7 +37,7 @@ class Term(eqx.Module):
 class Constant(Term):
     matrix: Inexact[Array, "n n"]
 
-    def matrix_at(self, t, value):
+    def matrix_at(self, t):
         return self.matrix
 
     def scaled(self, factor):
@@ -48,12 +48,12 @@ class Constant(Term):
 
 
 class Pwc(Term):
-    edges: Float[Array, " edges"] | None
-    values: Inexact[Array, " k"] | None
+    edges: Float[Array, " edges"]
+    values: Inexact[Array, " k"]
     matrix: Inexact[Array, "n n"]
 
-    def matrix_at(self, t, value):
-        return value * self.matrix
+    def matrix_at(self, t):
+        return self.value_at(t) * self.matrix
 
     def value_at(self, t):
         """The amplitude at one time, zero outside the edges."""
@@ -76,7 +76,7 @@ class Modulated(Term):
     matrix: Inexact[Array, "n n"]
     params: PyTree[Any]
 
-    def matrix_at(self, t, value):
+    def matrix_at(self, t):
         return jnp.asarray(self.fn(t, self.params)) * self.matrix
 
     def scaled(self, factor):
@@ -91,7 +91,7 @@ class TimeCallable(Term):
     params: PyTree[Any]
     factor: Inexact[Array, ""]
 
-    def matrix_at(self, t, value):
+    def matrix_at(self, t):
         return self.factor * jnp.asarray(self.fn(t, self.params))
 
     def scaled(self, factor):
@@ -122,22 +122,20 @@ class Hamiltonian(eqx.Module):
     def n(self) -> int:
         """The dimension of the state space."""
         t = jnp.zeros((), jnp.result_type(float))
-        shape = lambda term: jax.eval_shape(lambda t: self._term_at(t, term), t).shape
-        shapes = [shape(term) for term in self.terms]
+        shape_of = lambda term: jax.eval_shape(lambda t: term.matrix_at(t), t).shape
+        shapes = [shape_of(term) for term in self.terms]
         for shape, term in zip(shapes, self.terms, strict=True):
             if len(shape) != 2 or shape[0] != shape[1]:
                 raise ValueError(f"{term} gives a matrix of shape {shape}; expected a square one.")
         if len(set(shapes)) > 1:
-            listed = ", ".join(f"{term} is {s[0]}" for s, term in zip(shapes, self.terms, strict=True))
+            listed = ", ".join(
+                f"{term} is {s[0]}" for s, term in zip(shapes, self.terms, strict=True)
+            )
             raise ValueError(f"The terms of a Hamiltonian differ in dimension: {listed}.")
         return shapes[0][0]
 
-    @staticmethod
-    def _term_at(t: Any, term: Term) -> Array:
-        return term.matrix_at(t, term.value_at(t) if isinstance(term, Pwc) else None)
-
     def __call__(self, t: ArrayLike) -> Inexact[Array, "n n"]:
-        matrices = [self._term_at(jnp.asarray(t), term) for term in self.terms]
+        matrices = [term.matrix_at(jnp.asarray(t)) for term in self.terms]
         return sum(matrices[1:], matrices[0])
 
     def __add__(self, other: Any) -> Hamiltonian:
@@ -172,7 +170,7 @@ class Hamiltonian(eqx.Module):
 
     def __repr__(self) -> str:
         try:
-            n = self.n
+            n: int | str = self.n
         except Exception:  # a repr must not raise, whatever a user's function does
             n = "?"
         return f"Hamiltonian(n={n}): " + " + ".join(str(term) for term in self.terms)
@@ -205,7 +203,9 @@ def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
     """
     edges, values, H1 = _as_real("edges", edges), as_array("values", values), _as_matrix("H1", H1)
     if edges.ndim != 1 or len(edges) < 2:
-        raise ValueError(f"pwc: edges must be a vector of at least 2 times, got shape {edges.shape}.")
+        raise ValueError(
+            f"pwc: edges must be a vector of at least 2 times, got shape {edges.shape}."
+        )
     if values.shape != (len(edges) - 1,):
         raise ValueError(
             f"pwc: {len(edges)} edges bound {len(edges) - 1} slices, so values must have shape "

@@ -7,7 +7,6 @@ Unitary for Hermitian H, of order p = 2, 4 or 6, with no commutator to form.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -48,7 +47,9 @@ class Magnus(eqx.Module):
         if self.order not in _SCHEMES:
             raise ValueError(f"Magnus: order must be 2, 4 or 6, got {self.order!r}.")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"Magnus: steps must be a positive integer or None, got {self.steps!r}.")
+            raise ValueError(
+                f"Magnus: steps must be a positive integer or None, got {self.steps!r}."
+            )
 
     @property
     def scheme(self) -> Scheme:

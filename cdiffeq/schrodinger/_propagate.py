@@ -103,7 +103,10 @@ def _adjoint(args, out, g):
     params, xs, psi, fixed, slots, blocks, product, _ = args
     g_saved, _ = g
     end = out[0][-1]
-    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    # NaN of a failed solve must reach all gradients, also where no step ever came to save a state.
+    lost = 0 * jnp.sum(g_saved)
+    zero = lambda a: jnp.zeros_like(a) + (lost if jnp.iscomplexobj(a) else lost.real)
+    zeros = lambda tree: jax.tree.map(zero, tree)
 
     def run_back(b, psi, state):
         """One block backward; psi is its final state where steps are unitary, else its initial one."""
@@ -118,7 +121,7 @@ def _adjoint(args, out, g):
         g_params = jax.tree.map(jnp.add, g_params, g_p)
         return psi, (lam, g_params, _set_block(g_xs, g_x, b, product))
 
-    state = (jnp.zeros_like(psi), zeros(params), zeros(xs))
+    state = zeros((psi, params, xs))
     if product.unitary:
 
         def back(i, carry):

@@ -10,11 +10,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_array, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._hamiltonian import (
+    Constant,
+    Hamiltonian,
+    Pwc,
+    as_array,
+    as_dense,
+    as_hamiltonian,
+)
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
 from cdiffeq.schrodinger._steps import choose_steps, equal_steps, make_generator, step_data
@@ -148,7 +155,7 @@ def sesolve(
     method = _method(H, method, rtol)
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
-    meter = diffrax.NoProgressMeter() if progress is None else progress
+    meter: diffrax.AbstractProgressMeter = progress or diffrax.NoProgressMeter()
     psi0 = jnp.asarray(psi0).astype(dtype)
     operators = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
 
@@ -221,14 +228,14 @@ def _solve(
         held, held_grid = still(params), still(grid)
         chosen, meter_state = choose_steps(
             lambda x: generator(held, fixed, x), held_grid, still(psi), scheme.order,
-            *still(tolerances), max_steps, meter, meter_state,
+            still(tolerances), max_steps, meter, meter_state,
         )  # fmt: skip
         steps, attempts = chosen.steps, chosen.attempts
         finished, reached = chosen.finished, chosen.time
-        meter_of_product = diffrax.NoProgressMeter()
+        meter_of_product: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter()
         empty = jnp.sum(grid.lengths == 0)
         attempts = attempts - empty
-        accepted = steps.count - 2 * empty
+        accepted = steps.used - 2 * empty
     else:
         steps = equal_steps(grid, method.steps)
         finished, reached = jnp.asarray(True), ts[-1]
@@ -238,9 +245,11 @@ def _solve(
 
     rows = len(steps.interval)
     block = _block_size(rows, per_step, n)
-    product = Product(generator, saves, block, hermitian, _in_parallel(n, hermitian), meter_of_product)
+    product = Product(
+        generator, saves, block, hermitian, _in_parallel(n, hermitian), meter_of_product
+    )
     xs, slots = step_data(grid, steps.pad(-rows % block, beyond=len(grid.starts)), saves)
-    blocks = (steps.count + block - 1) // block
+    blocks = (steps.used + block - 1) // block
     saved, breach = propagate(params, xs, psi, fixed, slots, blocks, product, meter_state)
     meter.close(jax.lax.optimization_barrier((meter_state, breach))[0])
 
@@ -322,7 +331,9 @@ def _states(name: str, psi: Any, n: int) -> Any:
     psi = psi if hasattr(psi, "dtype") else as_array(name, psi)
     shape = jnp.shape(psi)
     if not shape or shape[-1] != n:
-        raise ValueError(f"{name} must have shape (..., {n}) for an H of dimension {n}; got {shape}.")
+        raise ValueError(
+            f"{name} must have shape (..., {n}) for an H of dimension {n}; got {shape}."
+        )
     if not is_traced(psi) and not np.all(np.isfinite(psi)):
         raise ValueError(f"{name} must be finite.")
     return psi

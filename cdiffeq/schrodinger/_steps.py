@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._expm import exponential
 from cdiffeq.schrodinger._grid import Grid
-from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Pwc
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc
 from cdiffeq.schrodinger._magnus import Scheme
 from cdiffeq.wirtinger._linear_map import hoist
 
@@ -23,18 +23,18 @@ class Steps(NamedTuple):
     """Steps in their order: each covers the part [begin, end] of an interval, as fractions of it.
 
     Fractions stay put while saved times and edges move, so that the derivative with respect to a time
-    is exact, too. `count` of the rows are used.
+    is exact, too. The first `used` rows are steps.
     """
 
     interval: Int[Array, " m"]
     begin: Float[Array, " m"]
     end: Float[Array, " m"]
-    count: int | Int[Array, ""]
+    used: int | Int[Array, ""]
 
     def pad(self, rows: int, beyond: int) -> Steps:
         """With more rows, of an interval that doesn't exist."""
         pad = lambda a, value: jnp.pad(a, (0, rows), constant_values=value)
-        return Steps(pad(self.interval, beyond), pad(self.begin, 0), pad(self.end, 0), self.count)
+        return Steps(pad(self.interval, beyond), pad(self.begin, 0), pad(self.end, 0), self.used)
 
 
 def make_generator(
@@ -45,16 +45,16 @@ def make_generator(
     The data of a step is x = (time, size, amplitudes of the controls). `params` are the matrices, the
     parameters of the terms' functions, and whatever real or complex arrays these close over.
     """
-    bare = Hamiltonian(
-        tuple(Pwc(None, None, t.matrix) if isinstance(t, Pwc) else t for t in H.terms)  # pyright: ignore
-    )
+    # The amplitudes of controls are data of the steps; of their terms only the matrix is left.
+    controlled = [isinstance(term, Pwc) for term in H.terms]
+    bare = [Constant(term.matrix) if isinstance(term, Pwc) else term for term in H.terms]
     arrays, static = eqx.partition(bare, eqx.is_inexact_array)
 
     def matrix(arrays, t, amplitudes):
-        amplitudes = iter(amplitudes)
-        terms = eqx.combine(arrays, static).terms
+        values = iter(amplitudes)
         matrices = [
-            term.matrix_at(t, next(amplitudes) if isinstance(term, Pwc) else None) for term in terms
+            next(values) * term.matrix_at(t) if control else term.matrix_at(t)
+            for term, control in zip(eqx.combine(arrays, static), controlled, strict=True)
         ]
         return sum(matrices[1:], matrices[0])
 
@@ -123,8 +123,7 @@ def choose_steps(
     grid: Grid,
     psi: Complex[Array, "n batch"],
     order: int,
-    rtol: Real[Array, ""],
-    atol: Real[Array, ""],
+    tolerances: Real[Array, "2"],
     max_steps: int,
     meter: diffrax.AbstractProgressMeter,
     meter_state: PyTree[Array],
@@ -136,6 +135,7 @@ def choose_steps(
     the whole time, for every state of the batch. Stops at `max_steps` attempts, or where the step size
     falls to the rounding of the time.
     """
+    rtol, atol = tolerances
     real = psi.real.dtype
     eps = jnp.finfo(real).eps
     total = jnp.sum(jnp.abs(grid.lengths))
@@ -169,13 +169,13 @@ def choose_steps(
         cut = accept & (2 * size < h)
         h = jnp.where(cut, jnp.maximum(h, factor * size), factor * size)
 
-        rows = jnp.where(accept, steps.count + jnp.arange(2), 2 * max_steps)
+        rows = jnp.where(accept, steps.used + jnp.arange(2), 2 * max_steps)
         put = lambda a, v: a.at[rows].set(v, mode="drop")
         steps = Steps(
             put(steps.interval, trial.interval[1:]),
             put(steps.begin, trial.begin[1:]),
             put(steps.end, trial.end[1:]),
-            steps.count + 2 * accept,
+            steps.used + 2 * accept,
         )
         done = accept & (end == 1)
         psi = jnp.where(accept, fine, psi)
@@ -192,7 +192,7 @@ def choose_steps(
     steps = Steps(rows.astype(jnp.int32), rows, rows, none)
     first = jnp.where(total > 0, total / 100, 1)
     state = (psi, none, zero, first, steps, none, meter_state)
-    psi, p, u, h, steps, attempts, meter_state = jax.lax.while_loop(unfinished, attempt, state)
+    _, p, u, _, steps, attempts, meter_state = jax.lax.while_loop(unfinished, attempt, state)
     here = jnp.minimum(p, last)
     time = grid.starts[here] + u * grid.lengths[here]
     return Chosen(steps, attempts, p > last, time), meter_state
