@@ -152,7 +152,7 @@ def choose_steps(
         corners = jnp.stack([u, u, middle]), jnp.stack([end, middle, end])
         trial = Steps(jnp.full(3, p), *corners, 3)
         X = jax.vmap(exponents)(step_data(grid, trial, 0)[0])
-        U = exponential(X, skew=False)[0]
+        U = exponential(X, skew=False).value
         apply = lambda psi, U: (U @ psi, None)
         coarse = jax.lax.scan(apply, psi, U[0])[0]
         fine = jax.lax.scan(apply, psi, U[1:].reshape(-1, *U.shape[2:]))[0]
