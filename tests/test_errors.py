@@ -118,3 +118,10 @@ def test_poison():
     assert np.isnan(bad["f"]).all() and np.isnan(bad["c"])
     assert jax.tree.map(lambda x: x.dtype, bad) == jax.tree.map(lambda x: x.dtype, tree)
     np.testing.assert_array_equal(bad["i"], tree["i"])
+
+
+def test_poison_spreads_to_derivatives():
+    f = lambda x, failed: jnp.abs(poison(x**2, failed))
+    z = jnp.asarray(1 + 2j)
+    np.testing.assert_allclose(jax.grad(f)(z, jnp.array(False)), jax.grad(lambda z: abs(z**2))(z))
+    assert np.isnan(jax.grad(f)(z, jnp.array(True)))
