@@ -195,7 +195,7 @@ def test_rabi_in_single_precision():
 def test_products_in_blocks(monkeypatch, slices, block, parallel, is_hermitian, n, batch):
     # The numbers of slices differ so that no test meets the compiled program of another. One state of
     # eight levels: gradients from vectors, but from matrices in the block with the large amplitude.
-    monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n, *more: block)
+    monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n: block)
     monkeypatch.setattr(_sesolve, "_in_parallel", lambda n, hermitian: parallel)
     part = hermitised if is_hermitian else (lambda A: A)
     edges = np.linspace(0.0, 2.0, slices + 1)
