@@ -211,8 +211,8 @@ def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
             f"pwc: {len(edges)} edges bound {len(edges) - 1} slices, so values must have shape "
             f"({len(edges) - 1},); got {values.shape}."
         )
-    _require_finite("pwc: edges", edges)
-    _require_finite("pwc: values", values)
+    require_finite("pwc: edges", edges)
+    require_finite("pwc: values", values)
     if not is_traced(edges) and not np.all(np.diff(edges) > 0):
         j = int(np.argmax(np.diff(edges) <= 0))
         raise ValueError(
@@ -292,7 +292,7 @@ def _as_matrix(name: str, A: Any) -> Inexact[Array, "n n"]:
     A = as_dense(name, A)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
         raise ValueError(f"{name} must be a square matrix (n, n), got shape {A.shape}.")
-    _require_finite(name, A)
+    require_finite(name, A)
     return A
 
 
@@ -305,7 +305,8 @@ def _as_params(params: PyTree[Any]) -> PyTree[Any]:
     return jax.tree.map(lambda p: jnp.asarray(p) if number(p) else p, params)
 
 
-def _require_finite(name: str, a: Array) -> None:
+def require_finite(name: str, a: Array) -> None:
+    """Refuses NaN and infinity, where the values of `a` are known."""
     if not is_traced(a) and not np.all(np.isfinite(a)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(a))[0])
         raise ValueError(f"{name} must be finite, but entry {list(where)} is {a[where]}.")

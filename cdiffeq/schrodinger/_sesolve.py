@@ -21,6 +21,7 @@ from cdiffeq.schrodinger._hamiltonian import (
     as_array,
     as_dense,
     as_hamiltonian,
+    require_finite,
 )
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
@@ -148,13 +149,14 @@ def sesolve(
     for i, E in enumerate(ops):
         if E.shape != (n, n):
             raise ValueError(f"exp_ops[{i}] must have shape ({n}, {n}) as H has; got {E.shape}.")
+        require_finite(f"exp_ops[{i}]", E)
     given, dtype = _dtypes(H, psi0)
     ts = _times(ts, jnp.finfo(dtype).dtype)
     double = jnp.finfo(dtype).bits == 64
     rtol, atol = _tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
     method = _method(H, method, rtol)
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
     meter: diffrax.AbstractProgressMeter = progress or diffrax.NoProgressMeter()
     psi0 = jnp.asarray(psi0).astype(dtype)
     operators = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
@@ -255,7 +257,7 @@ def _solve(
 
     states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n)
     expects = jnp.einsum("t...i,eij,t...j->e...t", states.conj(), operators, states)
-    code, time = _diagnose(H, ts, saved, breach, xs, finished, reached)
+    code, time = _diagnose(H, ts, states, expects, breach, xs, finished, reached)
     exponentials = per_step * (accepted + 3 * attempts)
     stats = Stats(
         accepted,
@@ -267,19 +269,21 @@ def _solve(
     return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
 
 
-def _diagnose(H, ts, saved, breach, xs, finished, reached):
+def _diagnose(H, ts, states, expects, breach, xs, finished, reached):
     """Zero for success, or what went wrong, and when."""
     edges = [jnp.diff(term.edges) for term in H.terms if isinstance(term, Pwc)]
-    edges, ts, saved, breach, xs = jax.lax.stop_gradient((edges, ts, saved, breach, xs))
+    edges, ts, states, expects, breach, xs = jax.lax.stop_gradient(
+        (edges, ts, states, expects, breach, xs)
+    )
     ordered = jnp.all(jnp.diff(ts) >= 0) | jnp.all(jnp.diff(ts) <= 0)
     increasing = jnp.all(jnp.asarray([jnp.all(d > 0) for d in edges] or True))
     breached = jnp.isfinite(breach)
     breach_time = xs[0][jnp.where(breached, breach, 0).astype(jnp.int32)]
-    finite = jnp.all(jnp.isfinite(saved))
-    bad_time = ts[jnp.argmin(jnp.all(jnp.isfinite(saved), axis=(1, 2)))]
+    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
+    finite = at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
     checks = [
         (~ordered, ts[0]), (~increasing, ts[0]), (breached, breach_time), (~finished, reached),
-        (~finite, bad_time),
+        (~jnp.all(finite), ts[jnp.argmin(finite)]),
     ]  # fmt: skip
     code, time = jnp.zeros((), jnp.int32), ts[-1]
     for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
@@ -308,8 +312,8 @@ def _error(code: Any, time: Any, max_steps: Any) -> Exception:
             )
         case _:
             return RuntimeError(
-                f"sesolve: the state at t = {float(time):.6g} is not finite: H or psi0 holds NaN or "
-                "infinity, or the norm of H times the step is beyond floating point."
+                f"sesolve: the state at t = {float(time):.6g} is not finite: H, psi0 or exp_ops holds NaN "
+                "or infinity, or the norm of H times the step is beyond floating point."
             )
 
 
@@ -326,9 +330,11 @@ def _in_parallel(n: int, hermitian: bool) -> bool:
 
 
 def _states(name: str, psi: Any, n: int) -> Any:
-    is_ket = hasattr(psi, "full") and hasattr(psi, "dims")
-    psi = psi.full()[:, 0] if is_ket and psi.shape[1] == 1 else psi
-    psi = psi if hasattr(psi, "dtype") else as_array(name, psi)
+    if hasattr(psi, "full") and hasattr(psi, "dims"):
+        if psi.shape[1] != 1:
+            raise ValueError(f"{name} must be a ket, but is a Qobj of shape {psi.shape}.")
+        psi = psi.full()[:, 0]
+    psi = psi if isinstance(psi, np.ndarray) or is_traced(psi) else as_array(name, psi)
     shape = jnp.shape(psi)
     if not shape or shape[-1] != n:
         raise ValueError(

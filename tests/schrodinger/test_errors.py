@@ -62,7 +62,7 @@ def wave(t, w):
         (lambda: solve(cd.modulated(wave, X, 1.0), method=cd.Exponential()), ValueError, "Magnus"),
         (lambda: solve(rtol=1e-16), ValueError, "rtol=1e-16.*complex128"),
         (lambda: solve(atol=np.nan), ValueError, "atol=nan"),
-        (lambda: solve(max_steps=0), ValueError, "max_steps must be at least 1"),
+        (lambda: solve(max_steps=0), ValueError, "max_steps must be a positive integer"),
         (lambda: solve(cd.modulated(wave, X, 9.0), max_steps=5), RuntimeError, STEPS),
         (lambda: cd.propagator(LOPSIDED, TS), ValueError, HERMITIAN),
         (lambda: cd.propagator(np.ones((2, 3)), TS), ValueError, "square"),
