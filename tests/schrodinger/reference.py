@@ -1,5 +1,6 @@
 """What the solvers are compared with: SciPy's `expm` and DOP853, and random problems."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ def stretches(ts: Sequence[float], jumps: Sequence[float]) -> list[tuple[float, 
     """The solve's way from ts[0] to ts[-1], cut at every saved time and every jump."""
     low, high = min(ts[0], ts[-1]), max(ts[0], ts[-1])
     points = sorted({*ts, *(float(t) for t in jumps if low < t < high)}, reverse=ts[0] > ts[-1])
-    return list(zip(points[:-1], points[1:], strict=True))
+    return list(itertools.pairwise(points))
 
 
 def exact(

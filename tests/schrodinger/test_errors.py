@@ -68,7 +68,11 @@ def wave(t, w):
         (lambda: cd.propagator(np.ones((2, 3)), TS), ValueError, "square"),
         (lambda: cd.propagator(X, [0.0, 2.0, 1.0]), ValueError, ORDER),
         # A pole, a root of what is negative, a phase that cannot be known.
-        (lambda: solve(cd.modulated(lambda t, p: 1 / (t - 0.5), X)), RuntimeError, r"t = 0\.5.*jump"),
+        (
+            lambda: solve(cd.modulated(lambda t, p: 1 / (t - 0.5), X)),
+            RuntimeError,
+            r"t = 0\.5.*jump",
+        ),
         (lambda: solve(cd.modulated(lambda t, p: jnp.sqrt(t - 0.5), X)), RuntimeError, "t = 0,"),
         (lambda: solve(1e200 * X), RuntimeError, "t = 1 is not finite.*norm of H"),
     ],

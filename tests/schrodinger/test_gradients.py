@@ -373,7 +373,9 @@ def test_propagator_gradient():
 
 def test_gradient_of_a_hamiltonian_is_a_hamiltonian():
     H = cd.constant(Z) + cd.pwc([0.0, 0.5], [1.0], X)
-    gradient = jax.grad(lambda H: jnp.abs(cd.sesolve(H, [1.0, 0.0], [0.0, 0.5]).final_state[1]) ** 2)(H)
+    gradient = jax.grad(
+        lambda H: jnp.abs(cd.sesolve(H, [1.0, 0.0], [0.0, 0.5]).final_state[1]) ** 2
+    )(H)
     assert isinstance(gradient, cd.Hamiltonian)
     f = lambda u: abs((scipy.linalg.expm(-0.5j * (Z + u * X)) @ [1, 0])[1]) ** 2
     expected = (f(1 + 1e-5) - f(1 - 1e-5)) / 2e-5

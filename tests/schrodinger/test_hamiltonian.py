@@ -109,7 +109,7 @@ def test_prints_what_it_is():
 
 def test_every_number_is_a_leaf():
     H = 2.0 * cd.constant(A) + cd.pwc([0.0, 1.0], [0.5], B)
-    H = H + cd.modulated(lambda t, p: p["w"] * t**p["k"], A, {"w": 1.0, "k": 2})
+    H = H + cd.modulated(lambda t, p: p["w"] * t ** p["k"], A, {"w": 1.0, "k": 2})
     H = H + cd.timecallable(lambda t, p: p * jnp.eye(3), 1.0)
     assert len(jax.tree.leaves(eqx.filter(H, eqx.is_inexact_array))) == 8
     # An integer stays an integer, for functions that count with it.

@@ -9,7 +9,9 @@ from tests.schrodinger.reference import amplitude, hermitian, integrated, random
 
 RNG = np.random.default_rng(3)
 H0, H1, H2 = (hermitian(RNG, 3) for _ in range(3))
-PSI = np.stack([s * v / np.linalg.norm(v) for s, v in zip([1.0, 3.0], random(RNG, 2, 3), strict=True)])
+PSI = np.stack(
+    [s * v / np.linalg.norm(v) for s, v in zip([1.0, 3.0], random(RNG, 2, 3), strict=True)]
+)
 
 QUIET = dict(drive=0.0, frequency=1.0, chirp=0.0, pulse=0.0, centre=0.0, width=1.0, slope=0.0)
 
@@ -93,7 +95,7 @@ def test_errors_are_below_the_tolerance(name: str):
         got, result = error(name, rtol=rtol, atol=rtol)
         assert np.all(got <= rtol + rtol * norms), (rtol, got)
         counts.append(int(result.stats.exponentials))
-    assert name == "constant" or counts[0] < counts[1] and sorted(counts[1:]) == counts[1:]
+    assert name == "constant" or (counts[0] < counts[1] and sorted(counts[1:]) == counts[1:])
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
