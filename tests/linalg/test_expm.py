@@ -47,7 +47,7 @@ def _frechet(A: np.ndarray, E: np.ndarray) -> np.ndarray:
 # Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
 quick_jit = functools.partial(
     jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    compiler_options={"xla_backend_optimization_level": 0},
 )
 push = quick_jit(lambda A, E: jax.jvp(expm, (A,), (E,)))
 pull = quick_jit(lambda A, g: jax.vjp(expm, A)[1](g)[0])

@@ -1,7 +1,6 @@
 """The Fréchet derivative in directions of low rank, and the polynomials behind it, against SciPy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg

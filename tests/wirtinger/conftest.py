@@ -88,7 +88,7 @@ TRANSFORMS: dict[str, Callable[[Callable, Any, Any], Any]] = {
 
 
 # Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(params=TRANSFORMS)
