@@ -94,8 +94,8 @@ def sesolve(
     >>> print(result.expects.real.round(6))
     [[0.       0.316564]]
     >>> duration = lambda t: cd.sesolve(H, [1.0, 0.0], jnp.stack([0.0, t])).final_state[1]
-    >>> print(f"{jax.jacfwd(duration)(1.0):.6f}")
-    0.000000-0.380122j
+    >>> print(f"{jax.jacfwd(duration)(1.0).imag:.6f}")
+    -0.380122
 
     **Arguments**
 

@@ -153,13 +153,17 @@ def hoist(
     """
     tree = jax.tree.structure(args)
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    jaxpr, out_tree = closed.jaxpr, jax.tree.structure(out)
+    out_tree = jax.tree.structure(out)
+    # Traced once more with those values as arguments: a program that held them would keep tracers.
+    evaluate = lambda consts, *leaves: jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves)
+    program = jax.make_jaxpr(evaluate)(list(closed.consts), *jax.tree.leaves(args))
 
     def pure(consts, *args):
         if jax.tree.structure(args) != tree:
             got = jax.tree.structure(args)
             raise TypeError(f"expected arguments of structure {tree}, got {got}")
-        return out_tree.unflatten(_evaluate(jaxpr, consts, *jax.tree.leaves(args)))
+        leaves = (*consts, *jax.tree.leaves(args))
+        return out_tree.unflatten(_evaluate(program.jaxpr, program.consts, *leaves))
 
     return pure, out, list(closed.consts)
 
