@@ -132,13 +132,14 @@ def choose_steps(
 
     A step is tried as one and as two halves; the difference estimates the error of the halves, which
     become two steps of the solve. The estimate is kept below the tolerance times the step's share of
-    the whole time, for every state of the batch. Stops at `max_steps` attempts, or where the step size
-    falls to the rounding of the time.
+    the whole time, for every state of the batch. A step takes at most a fiftieth of it. Stops at
+    `max_steps` attempts, or where the step size falls to the rounding of the time.
     """
     rtol, atol = tolerances
     real = psi.real.dtype
     eps = jnp.finfo(real).eps
     total = jnp.sum(jnp.abs(grid.lengths))
+    longest = jnp.where(total > 0, total / 50, 1)
     last = len(grid.starts) - 1
 
     def attempt(state):
@@ -168,6 +169,8 @@ def choose_steps(
         # A step cut short by the end of its interval says nothing against the size before it.
         cut = accept & (2 * size < h)
         h = jnp.where(cut, jnp.maximum(h, factor * size), factor * size)
+        # However little happens: a step that is too long is blind to what happens within it.
+        h = jnp.minimum(h, longest)
 
         rows = jnp.where(accept, steps.used + jnp.arange(2), 2 * max_steps)
         put = lambda a, v: a.at[rows].set(v, mode="drop")
@@ -190,8 +193,7 @@ def choose_steps(
     zero, none = jnp.zeros((), real), jnp.zeros((), jnp.int32)
     rows = jnp.zeros(2 * max_steps, real)
     steps = Steps(rows.astype(jnp.int32), rows, rows, none)
-    first = jnp.where(total > 0, total / 100, 1)
-    state = (psi, none, zero, first, steps, none, meter_state)
+    state = (psi, none, zero, longest / 2, steps, none, meter_state)
     _, p, u, _, steps, attempts, meter_state = jax.lax.while_loop(unfinished, attempt, state)
     here = jnp.minimum(p, last)
     time = grid.starts[here] + u * grid.lengths[here]
