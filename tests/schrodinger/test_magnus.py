@@ -117,11 +117,31 @@ def test_every_order_keeps_to_the_tolerance(name: str, order: int):
 
 
 def test_no_more_steps_than_it_takes():
-    # One slow problem, at a middling tolerance: within a few times of the fewest equal steps.
-    got, result = error("chirp", rtol=1e-8, atol=1e-8)
-    steps = int(result.stats.steps)
-    fewer, _ = error("chirp", method=cd.Magnus(6, steps=max(1, steps // 6 // 4)))
-    assert np.max(fewer) > 1e-8 > np.max(got)
+    # Five intervals have a length, and there are two halves to a step: a quarter of the steps, spread
+    # evenly, do not reach the tolerance.
+    got, result = error("chirp", rtol=1e-11, atol=1e-11)
+    fewer, _ = error("chirp", method=cd.Magnus(6, steps=int(result.stats.steps) // 5 // 4))
+    assert np.max(fewer[:, 0]) > 2e-11 > np.max(got[:, 0])
+
+
+@pytest.mark.parametrize("quiet", [0.0, 1.0])
+def test_a_pulse_in_the_quiet_is_not_overlooked(quiet: float):
+    # A fiftieth of the time is the longest step, so that a pulse as long is seen.
+    norms = np.linalg.norm(PSI, axis=-1)
+    p = QUIET | dict(pulse=40.0, centre=2.0 + quiet / 7, width=0.02)
+    H = cd.constant(0.01 * H0) + cd.modulated(
+        envelope, H1, {k: np.asarray(x) for k, x in p.items()}
+    )
+    H = H + cd.pwc(EDGES, np.array(NO), H2)
+    f = envelope_of(p)
+    ts = [0.0, 1.7, 3.0]
+    expected = integrated(
+        lambda t: 0.01 * H0 + f(t) * H1, PSI, ts, [p["centre"] - 0.1, p["centre"]]
+    )
+    for rtol in (1e-3, 1e-6, 1e-9):
+        states = cd.sesolve(H, PSI, ts, rtol=rtol, atol=rtol).states
+        got = np.linalg.norm(states - expected, axis=-1)
+        assert np.all(got <= rtol + rtol * norms)
 
 
 def test_stats_of_adaptive_steps():
