@@ -71,9 +71,13 @@ def test_rabi():
     np.testing.assert_allclose(result.expects[0, 1], 0.791001898019905, rtol=1e-14)
 
 
+def sweep_and_pulse(t, p):
+    return p[0] * t + p[1] / jnp.cosh(t)
+
+
 def test_landau_zener_in_finite_time():
     # By parabolic cylinder functions, from t = -10 to 10.
-    H = cd.modulated(lambda t, p: t, Z / 2) + X / 2
+    H = cd.constant(X / 2) + cd.modulated(sweep_and_pulse, Z / 2, np.array([1.0, 0.0]))
     result = cd.sesolve(H, [1.0, 0.0], [-10.0, 10.0], rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(result.final_state[0], 0.433541789218931, atol=2e-11)
 
@@ -81,7 +85,7 @@ def test_landau_zener_in_finite_time():
 def test_rosen_zener():
     # P = sech^2(pi D / 2) sin^2(pi W / 2)
     W, D = 1.0, 0.5
-    H = cd.constant(D / 2 * Z) + cd.modulated(lambda t, p: p / jnp.cosh(t), X / 2, W)
+    H = cd.constant(D / 2 * Z) + cd.modulated(sweep_and_pulse, X / 2, np.array([0.0, W]))
     result = cd.sesolve(H, [1.0, 0.0], [-40.0, 40.0], rtol=1e-10, atol=1e-10)
     P = (np.sin(np.pi * W / 2) / np.cosh(np.pi * D / 2)) ** 2
     np.testing.assert_allclose(P, 0.569933963793377, rtol=1e-14)
