@@ -95,6 +95,7 @@ def exponential(A: Inexact[Array, "... n n"], skew: bool) -> Exponential:
         raise ValueError(f"expm: A must be square, (..., n, n); got shape {A.shape}.")
     if jnp.finfo(A.dtype).bits < 32:
         raise TypeError(f"expm: A must be in single or double precision; got {A.dtype}.")
+    # Any shift and any number of squarings give the same exponential: they have no derivative.
     mean = jax.lax.stop_gradient(jnp.trace(A, axis1=-2, axis2=-1)[..., None, None] / A.shape[-1])
     mean = mean - mean.real  # of a real mean the exponential may vanish where exp(A) doesn't
     shifted = A - mean * _eye(A)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
 from cdiffeq._errors import is_traced
-from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Pwc
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian
 
 
 class Order(NamedTuple):
@@ -57,7 +57,7 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
 
     Found with NumPy, once, where the times are known; a part of the program where they are traced.
     """
-    controls = _controls(H)
+    controls = H.controls
     sources: list[int] = []
     groups = []
     for j, control in enumerate(controls):
@@ -92,7 +92,7 @@ def order_pins(H: Hamiltonian, ts: Float[Array, " time"]) -> Order:
 
 def make_grid(H: Hamiltonian, ts: Float[Array, " time"], pins: Order) -> Grid:
     """The intervals between the pins, as differentiable functions of times, edges and amplitudes."""
-    controls = _controls(H)
+    controls = H.controls
     edges = _inside(jnp, ts, [controls[s].edges for s in pins.sources])
     times = jnp.concatenate([ts, *edges])[pins.order]
     starts = jnp.concatenate([times[:1], times[:-1]])
@@ -103,10 +103,6 @@ def make_grid(H: Hamiltonian, ts: Float[Array, " time"], pins: Order) -> Grid:
         [jnp.asarray(pins.slices[group]) for group in pins.groups],
         jnp.asarray(pins.slots),
     )
-
-
-def _controls(H: Hamiltonian) -> list[Pwc]:
-    return [term for term in H.terms if isinstance(term, Pwc)]
 
 
 def _equal(a: Array, b: Array) -> bool:

@@ -35,6 +35,8 @@ class Term(eqx.Module):
 
 
 class Constant(Term):
+    """A matrix that doesn't depend on time."""
+
     matrix: Inexact[Array, "n n"]
 
     def matrix_at(self, t):
@@ -48,6 +50,8 @@ class Constant(Term):
 
 
 class Pwc(Term):
+    """A matrix times an amplitude that is constant between edges, and zero outside them."""
+
     edges: Float[Array, " edges"]
     values: Inexact[Array, " k"]
     matrix: Inexact[Array, "n n"]
@@ -72,6 +76,8 @@ class Pwc(Term):
 
 
 class Modulated(Term):
+    """A matrix times a function of time."""
+
     fn: Callable[..., Any]
     matrix: Inexact[Array, "n n"]
     params: PyTree[Any]
@@ -87,6 +93,8 @@ class Modulated(Term):
 
 
 class TimeCallable(Term):
+    """A function of time that returns the matrix."""
+
     fn: Callable[..., Any]
     params: PyTree[Any]
     factor: Inexact[Array, ""]
@@ -133,6 +141,11 @@ class Hamiltonian(eqx.Module):
             )
             raise ValueError(f"The terms of a Hamiltonian differ in dimension: {listed}.")
         return shapes[0][0]
+
+    @property
+    def controls(self) -> list[Pwc]:
+        """The piecewise constant terms, in their order."""
+        return [term for term in self.terms if isinstance(term, Pwc)]
 
     def __call__(self, t: ArrayLike) -> Inexact[Array, "n n"]:
         matrices = [term.matrix_at(jnp.asarray(t)) for term in self.terms]
@@ -201,7 +214,7 @@ def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
     >>> [float(H(t)[0, 1]) for t in (-0.5, 0.0, 1.0, 2.9, 3.0)]
     [0.0, 2.0, -1.0, -1.0, 0.0]
     """
-    edges, values, H1 = _as_real("edges", edges), as_array("values", values), _as_matrix("H1", H1)
+    edges, values, H1 = as_real("edges", edges), as_array("values", values), _as_matrix("H1", H1)
     if edges.ndim != 1 or len(edges) < 2:
         raise ValueError(
             f"pwc: edges must be a vector of at least 2 times, got shape {edges.shape}."
@@ -281,7 +294,8 @@ def as_array(name: str, a: Any) -> Inexact[Array, "..."]:
         return a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
 
 
-def _as_real(name: str, a: Any) -> Float[Array, "..."]:
+def as_real(name: str, a: Any) -> Float[Array, "..."]:
+    """A real floating array of `a`, as `as_array` makes it."""
     a = as_array(name, a)
     if jnp.iscomplexobj(a):
         raise TypeError(f"{name} must be real, got {a.dtype}.")
@@ -305,7 +319,7 @@ def _as_params(params: PyTree[Any]) -> PyTree[Any]:
     return jax.tree.map(lambda p: jnp.asarray(p) if number(p) else p, params)
 
 
-def require_finite(name: str, a: Array) -> None:
+def require_finite(name: str, a: Array | np.ndarray) -> None:
     """Refuses NaN and infinity, where the values of `a` are known."""
     if not is_traced(a) and not np.all(np.isfinite(a)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(a))[0])

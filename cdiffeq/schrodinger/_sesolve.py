@@ -21,6 +21,7 @@ from cdiffeq.schrodinger._hamiltonian import (
     as_array,
     as_dense,
     as_hamiltonian,
+    as_real,
     require_finite,
 )
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
@@ -226,7 +227,7 @@ def _solve(
     meter_state = meter.init()
 
     if method.steps is None:
-        still = jax.lax.stop_gradient
+        still = jax.lax.stop_gradient  # the sizes of the steps are held fixed in derivatives
         held, held_grid = still(params), still(grid)
         chosen, meter_state = choose_steps(
             lambda x: generator(held, fixed, x), held_grid, still(psi), scheme.order,
@@ -271,7 +272,7 @@ def _solve(
 
 def _diagnose(H, ts, states, expects, breach, xs, finished, reached):
     """Zero for success, or what went wrong, and when."""
-    edges = [jnp.diff(term.edges) for term in H.terms if isinstance(term, Pwc)]
+    edges = [jnp.diff(control.edges) for control in H.controls]
     edges, ts, states, expects, breach, xs = jax.lax.stop_gradient(
         (edges, ts, states, expects, breach, xs)
     )
@@ -340,20 +341,16 @@ def _states(name: str, psi: Any, n: int) -> Any:
         raise ValueError(
             f"{name} must have shape (..., {n}) for an H of dimension {n}; got {shape}."
         )
-    if not is_traced(psi) and not np.all(np.isfinite(psi)):
-        raise ValueError(f"{name} must be finite.")
+    require_finite(name, psi)
     return psi
 
 
 def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
-    ts = as_array("ts", ts)
-    if jnp.iscomplexobj(ts):
-        raise TypeError(f"ts must be real, got {ts.dtype}.")
+    ts = as_real("ts", ts)
     if ts.ndim != 1 or len(ts) == 0:
         raise ValueError(f"ts must be a vector of times, got shape {ts.shape}.")
+    require_finite("ts", ts)
     if not is_traced(ts):
-        if not np.all(np.isfinite(ts)):
-            raise ValueError(f"ts must be finite, got {ts}.")
         steps = np.diff(ts)
         if not (np.all(steps >= 0) or np.all(steps <= 0)):
             raise ValueError("ts must ascend or descend throughout.")
