@@ -1,6 +1,7 @@
 """Adjoint rules of their own for solvers of complex-valued equations, in JAX."""
 
 from cdiffeq import linalg as linalg
+from cdiffeq import ode as ode
 from cdiffeq import schrodinger as schrodinger
 from cdiffeq import testing as testing
 from cdiffeq import wirtinger as wirtinger

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree
 
+from cdiffeq._arrays import as_array, as_params, as_real, require_finite
 from cdiffeq._errors import is_traced
 
 
@@ -248,7 +249,7 @@ def modulated(fn: Callable[..., Any], H1: Any, params: PyTree[Any] = None) -> Ha
      [0. 2.]]
     """
     _require_callable("modulated", fn)
-    params = _as_params(params)
+    params = as_params(params)
     out = jax.eval_shape(fn, jnp.zeros((), jnp.result_type(float)), params)
     if getattr(out, "shape", None) != ():
         raise TypeError(f"modulated: fn(t, params) must return a number; got {out}.")
@@ -267,7 +268,7 @@ def timecallable(fn: Callable[..., Any], params: PyTree[Any] = None) -> Hamilton
     """
     _require_callable("timecallable", fn)
     one = jnp.ones((), jnp.result_type(float))
-    return Hamiltonian((TimeCallable(fn, _as_params(params), one),))
+    return Hamiltonian((TimeCallable(fn, as_params(params), one),))
 
 
 def as_hamiltonian(H: Any) -> Hamiltonian:
@@ -284,22 +285,6 @@ def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
     return as_array(name, A)
 
 
-def as_array(name: str, a: Any) -> Inexact[Array, "..."]:
-    """A floating or complex array of `a`, whose values stay known, also inside a jitted function."""
-    with jax.ensure_compile_time_eval():
-        try:
-            a = jnp.asarray(a)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be an array, got {type(a).__name__}: {error}") from error
-        return a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
-
-
-def as_real(name: str, a: Any) -> Float[Array, "..."]:
-    """A real floating array of `a`, as `as_array` makes it."""
-    a = as_array(name, a)
-    if jnp.iscomplexobj(a):
-        raise TypeError(f"{name} must be real, got {a.dtype}.")
-    return a
 
 
 def _as_matrix(name: str, A: Any) -> Inexact[Array, "n n"]:
@@ -310,20 +295,6 @@ def _as_matrix(name: str, A: Any) -> Inexact[Array, "n n"]:
     return A
 
 
-def _as_params(params: PyTree[Any]) -> PyTree[Any]:
-    """Floats as arrays, so that they are leaves which can be differentiated, mapped and traced.
-
-    Integers stay as they are: a function may count or index with them.
-    """
-    number = lambda p: isinstance(p, float | complex | np.ndarray | np.generic)
-    return jax.tree.map(lambda p: jnp.asarray(p) if number(p) else p, params)
-
-
-def require_finite(name: str, a: Array | np.ndarray) -> None:
-    """Refuses NaN and infinity, where the values of `a` are known."""
-    if not is_traced(a) and not np.all(np.isfinite(a)):
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(a))[0])
-        raise ValueError(f"{name} must be finite, but entry {list(where)} is {a[where]}.")
 
 
 def _require_callable(name: str, fn: Any) -> None:

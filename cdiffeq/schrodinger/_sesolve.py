@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
+from cdiffeq._arrays import as_array, as_times, require_finite
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
 from cdiffeq.schrodinger._hamiltonian import (
     Constant,
     Hamiltonian,
     Pwc,
-    as_array,
     as_dense,
     as_hamiltonian,
-    as_real,
-    require_finite,
 )
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
@@ -152,7 +150,7 @@ def sesolve(
             raise ValueError(f"exp_ops[{i}] must have shape ({n}, {n}) as H has; got {E.shape}.")
         require_finite(f"exp_ops[{i}]", E)
     given, dtype = _dtypes(H, psi0)
-    ts = _times(ts, jnp.finfo(dtype).dtype)
+    ts = as_times(ts, jnp.finfo(dtype).dtype)
     double = jnp.finfo(dtype).bits == 64
     rtol, atol = _tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
     method = _method(H, method, rtol)
@@ -344,18 +342,6 @@ def _states(name: str, psi: Any, n: int) -> Any:
     require_finite(name, psi)
     return psi
 
-
-def _times(ts: Any, dtype: Any) -> Float[Array, " time"]:
-    ts = as_real("ts", ts)
-    if ts.ndim != 1 or len(ts) == 0:
-        raise ValueError(f"ts must be a vector of times, got shape {ts.shape}.")
-    require_finite("ts", ts)
-    if not is_traced(ts):
-        steps = np.diff(ts)
-        if not (np.all(steps >= 0) or np.all(steps <= 0)):
-            raise ValueError("ts must ascend or descend throughout.")
-    with jax.ensure_compile_time_eval():
-        return ts.astype(dtype)
 
 
 def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:

@@ -1,0 +1,327 @@
+r"""The loop that steps a flat real state through a list of times, and the record of its steps.
+
+The interval between two saved times is divided at fractions ``0 < theta < 1``; a step from ``theta_0`` to
+``theta_1`` starts at ``t = ts_k + theta_0 (ts_{k+1} - ts_k)``. Steps end exactly at every saved time. A
+*grid* says where all steps begin and end: adaptive steps keep one number each, equal ones none.
+
+Derivatives of what is computed here hold the fractions fixed: the controller of the step sizes sees
+nothing that moves. A derivative then is exactly that of the steps that were accepted, and moves with ts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real
+
+from cdiffeq.ode._steppers import Field
+
+
+class Code:
+    """What became of a solve."""
+
+    SUCCESS, UNORDERED, MAX_STEPS, TINY, NOT_FINITE, NOT_SOLVED, EVENT = range(7)
+
+
+class Grid(NamedTuple):
+    """Where the steps are.
+
+    - `interval`, `start`, `end`: of each step: the number of the interval and the two fractions.
+    - `count`: how many steps there are.
+    """
+
+    interval: Int[Array, " M"]
+    start: Real[Array, " M"]
+    end: Real[Array, " M"]
+    count: Int[Array, ""]
+
+    def at(self, n: Any) -> tuple[Any, Any, Any]:
+        return self.interval[n], self.start[n], self.end[n]
+
+
+class EqualGrid(NamedTuple):
+    """Equal steps in each interval: `before[k]` steps lie before interval k."""
+
+    before: Int[Array, " saves"]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        return self.before[-1]
+
+    def at(self, n: Any) -> tuple[Any, Any, Any]:
+        k = jnp.searchsorted(self.before, n, side="right") - 1
+        first, size = self.before[k], self.before[k + 1] - self.before[k]
+        fraction = lambda j: (j / size).astype(jnp.finfo(jnp.result_type(float)).dtype)
+        return k, fraction(n - first), fraction(n + 1 - first)
+
+
+class Record(NamedTuple):
+    """What a march leaves behind, all real arrays.
+
+    - `ys`: the states at the saved times.
+    - `ends`: the fraction at which each step ends, zero where there is none (empty for equal steps).
+    - `kept`: the state and the carry of the stepper before every `stride`-th step.
+    - `last`: what of the stepper's carry is needed beside the last state to run backward.
+    - `report`: see `Report`.
+    """
+
+    ys: Float[Array, "saves N"]
+    ends: Float[Array, " M"]
+    kept: Float[Array, "checkpoints N"]
+    last: Float[Array, " L"]
+    report: Float[Array, "5"]
+
+
+class Report(NamedTuple):
+    """How a march went; numbers as floats, since a rule returns nothing else."""
+
+    code: Any
+    time: Any
+    steps: Any
+    rejected: Any
+    evaluations: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping:
+    """How to step: everything that is fixed about a march.
+
+    - `stepper`: see `_steppers.py`; `controller`: a diffrax controller, or a float, the largest equal step.
+    - `first`: the first step to try, or None. `max_steps`: the most steps tried.
+    - `stride`: a state is kept every so many steps, 0 for none. `record`: whether `ends` are kept.
+    - `meter`: a progress meter of diffrax.
+    """
+
+    stepper: Any
+    controller: Any
+    first: float | None = None
+    max_steps: int = 4096
+    stride: int = 0
+    record: bool = False
+    meter: Any = dataclasses.field(default_factory=diffrax.NoProgressMeter)
+
+    @property
+    def equal(self) -> bool:
+        return isinstance(self.controller, float)
+
+    @property
+    def checkpoints(self) -> int:
+        return math.ceil(self.max_steps / self.stride) if self.stride else 0
+
+
+def square_root(max_steps: int) -> int:
+    """The stride for which checkpoints and the states between two of them take the same memory."""
+    return max(1, math.ceil(math.sqrt(max_steps)))
+
+
+def equal_grid(ts: Float[Array, " saves"], largest: float) -> EqualGrid:
+    """The fewest equal steps in each interval that are no longer than `largest`."""
+    lengths = jax.lax.stop_gradient(jnp.abs(jnp.diff(ts)))
+    # A hundred eps more than asked for: 0.3 / 0.1 is three steps, not four.
+    few = lengths / largest * (1 - 100 * jnp.finfo(ts.dtype).eps)
+    # Lengths that are NaN or infinite end in an error, not in an endless loop.
+    counts = jnp.clip(jnp.nan_to_num(jnp.ceil(few)), 1, 2**30 // max(1, len(ts))).astype(jnp.int32)
+    return EqualGrid(jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)]))
+
+
+def grid_of(ts: Float[Array, " saves"], ends: Any, steps: Any, stepping: Stepping) -> Any:
+    """The grid of a march that left the record `ends`."""
+    if stepping.equal:
+        return equal_grid(ts, stepping.controller)
+    closing = ends >= 1
+    interval = jnp.cumsum(closing) - closing
+    before = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
+    return Grid(interval, jnp.where(before >= 1, 0, before), ends, steps.astype(jnp.int32))
+
+
+def step_times(ts: Any, place: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    """The initial time and the length of the step at a place (interval, start, end) of the grid."""
+    k, start, end = place
+    length = ts[k + 1] - ts[k]
+    start, end = start.astype(ts.dtype), end.astype(ts.dtype)
+    return ts[k] + start * length, (end - start) * length
+
+
+class _State(NamedTuple):
+    k: Any
+    theta: Any
+    y: Any
+    carry: Any
+    target: Any  # the time at which the controller wants the next step to end
+    control: Any
+    steps: Any
+    tried: Any
+    ys: Any
+    ends: Any
+    kept: Any
+    code: Any
+    meter: Any
+    total: Any  # of what is summed over the accepted steps
+    before: Any  # with an event: the last step's initial time, its length, the state there, e after it
+
+
+def march(
+    F: Field,
+    y0: Float[Array, " N"],
+    ts: Float[Array, " saves"],
+    p: Any,
+    stepping: Stepping,
+    first: Any = None,
+    summand: Callable[[Any, Any, Any], Any] | None = None,
+    event: Callable[[Any, Any], Any] | None = None,
+) -> Any:
+    """Steps y from ``ts[0]`` through all ascending `ts`; `first` is a first step to try, if known.
+
+    With a `summand` ``(t, h, stages) -> pytree`` the sum over all accepted steps is returned, too. With an
+    `event` ``(t, y) -> real`` the march stops where it changes sign, and reports that time.
+    """
+    stepper, still, saves = stepping.stepper, jax.lax.stop_gradient, len(ts)
+    dtype = y0.dtype
+    ts = ts.astype(dtype)
+    # Nothing of the controller moves: it sees a field with its parameters held.
+    held = still(p)
+    term = diffrax.ODETerm(lambda t, y, _: F(t, y, held))
+    order = stepper.solver.error_order(term)
+    grid = equal_grid(ts, stepping.controller) if stepping.equal else None
+    carry = stepper.init(F, ts[0], y0, p)
+
+    if grid is None:
+        first = stepping.first if first is None else first
+        target, control = stepping.controller.init(
+            term, still(ts[0]), still(ts[-1]), still(y0), first, None, stepper.solver.func, order
+        )
+        target = jnp.asarray(target, dtype)
+    else:
+        target, control = jnp.zeros((), dtype), ()
+
+    def go_on(s):
+        return (s.k < saves - 1) & (s.tried < stepping.max_steps) & (s.code == Code.SUCCESS)
+
+    def step(s):
+        length = ts[s.k + 1] - ts[s.k]
+        if grid is None:
+            wish = jnp.where(length > 0, (s.target - still(ts[s.k])) / still(length), 1)
+            # No sliver is left over before a saved time.
+            end = jnp.where(wish + 0.01 * (wish - s.theta) >= 1, 1, wish)
+        else:
+            end = grid.at(s.steps)[2].astype(dtype)
+        t, h = step_times(ts, (s.k, s.theta, end))
+        done = stepper.step(F, t, h, s.y, p, s.carry)
+        if grid is None:
+            keep, target, control, code = _control(stepping, s, t, h, done, length, order)
+        else:
+            keep, target, control = jnp.asarray(True), s.target, s.control
+            code = jnp.where(done.good, Code.SUCCESS, Code.NOT_SOLVED)
+        total = s.total
+        if summand is not None:
+            add = lambda a, b: jnp.where(keep, a + b, a)
+            total = jax.tree.map(add, total, summand(t, h, done.stages))
+        before = s.before
+        if event is not None:
+            e = event(t + h, done.y)
+            crossed = keep & (h > 0) & ((e * s.before[-1] < 0) | ((e == 0) & (s.before[-1] != 0)))
+            code = jnp.where((code == Code.SUCCESS) & crossed, Code.EVENT, code)
+            before = (t, h, s.y, s.carry, jnp.where(crossed | ~keep, s.before[-1], e))
+
+        y = jnp.where(keep, done.y, s.y)
+        carry = jax.tree.map(lambda new, old: jnp.where(keep, new, old), done.carry, s.carry)
+        closes = keep & (end >= 1)
+        k = s.k + closes
+        # f may jump at a saved time: what was known of its slope is the other side's.
+        carry = jax.lax.cond(
+            closes & (k < saves - 1),
+            lambda carry: stepper.restart(F, ts[k], y, p, carry),
+            lambda carry: carry,
+            carry,
+        )
+        ys = s.ys.at[jnp.where(closes, k, saves)].set(y, mode="drop")
+        ends, kept = s.ends, s.kept
+        if stepping.record and grid is None:
+            ends = ends.at[s.steps].set(jnp.where(keep, end, 0))
+        if stepping.stride:
+            slot = jnp.where(s.steps % stepping.stride == 0, s.steps // stepping.stride, len(kept))
+            kept = kept.at[slot].set(s.y, mode="drop")
+        fraction = still((ts[k] - ts[0]) / (ts[-1] - ts[0]))
+        return _State(
+            k, jnp.where(closes, 0, jnp.where(keep, end, s.theta)), y, carry, target, control,
+            s.steps + keep, s.tried + 1, ys, ends, kept, code, stepping.meter.step(s.meter, fraction),
+            total, before,
+        )  # fmt: skip
+
+    ordered = jnp.all(jnp.diff(ts) >= 0)  # false for NaN
+    zero = jnp.zeros((), jnp.int32)
+    start = _State(
+        zero, jnp.zeros((), dtype), y0, carry, target, control, zero, zero,
+        jnp.zeros((saves, len(y0)), dtype).at[0].set(y0),
+        jnp.zeros(stepping.max_steps if stepping.record and grid is None else 0, dtype),
+        jnp.zeros((stepping.checkpoints, len(y0)), dtype),
+        jnp.where(ordered, Code.SUCCESS, Code.UNORDERED), stepping.meter.init(),
+        None if summand is None else _zeros_like_sum(summand, stepper, F, ts[0], y0, p, carry),
+        None if event is None else (ts[0], jnp.zeros((), dtype), y0, carry, event(ts[0], y0)),
+    )  # fmt: skip
+    s = jax.lax.while_loop(go_on, step, start)
+    stepping.meter.close(s.meter)
+
+    finite = jnp.all(jnp.isfinite(s.ys)) & jnp.all(jnp.isfinite(y0))
+    code = jnp.where(s.code != Code.SUCCESS, s.code, jnp.where(finite, Code.SUCCESS, Code.NOT_FINITE))
+    code = jnp.where((code == Code.SUCCESS) & (s.k < saves - 1), Code.MAX_STEPS, code)
+    time = step_times(ts, (jnp.minimum(s.k, max(saves - 2, 0)), s.theta, s.theta))[0] if saves > 1 else ts[0]
+    if event is not None:
+        t, h, y, carry, e = s.before
+        root = _bisect(lambda tau: event(t + tau, stepper.step(F, t, tau, y, p, carry).y), h, e)
+        time = jnp.where(s.code == Code.EVENT, t + root, time)
+    evaluations = s.tried * stepper.evaluations + saves - 1
+    report = Report(code, time, s.steps, s.tried - s.steps, evaluations)
+    report = jnp.stack([still(jnp.asarray(x, dtype)) for x in report])
+    last = stepper.last(s.carry, y0) if hasattr(stepper, "last") else jnp.zeros(0, dtype)
+    record = Record(s.ys, s.ends, s.kept, last, report)
+    return record if summand is None else (record, s.total)
+
+
+def _zeros_like_sum(summand, stepper, F, t, y, p, carry):
+    one = jnp.ones_like(t)
+    shape = jax.eval_shape(lambda: summand(t, one, stepper.step(F, t, one, y, p, carry).stages))
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
+
+
+def _bisect(e, h, e_start):
+    """Where in a step ``e`` changes sign: a root to all digits, by halving."""
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        same = e(middle) * e_start > 0
+        return jnp.where(same, middle, low), jnp.where(same, high, middle)
+
+    low, high = jax.lax.fori_loop(0, jnp.finfo(h.dtype).nmant + 2, halve, (jnp.zeros_like(h), h))
+    return (low + high) / 2
+
+
+def _control(stepping, s, t, h, done, length, order):
+    """Whether the step is accepted, where the next should end, and whether there is hope."""
+    t, h, y, y1, error, length = jax.lax.stop_gradient((t, h, s.y, done.y, done.error, length))
+    dtype = y.dtype
+    finite = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(error)) & done.good
+    # diffrax's controllers don't recover from an error that is NaN or infinite.
+    error = jnp.where(finite, error, jnp.finfo(dtype).max ** 0.25)
+    y1 = jnp.where(finite, y1, y)
+    keep, _, target, _, control, _ = stepping.controller.adapt_step_size(
+        t, t + h, y, y1, None, error, order, s.control
+    )
+    empty = length == 0
+    keep = jnp.asarray(keep) & finite | empty
+    wished = s.target - t
+    target = jnp.asarray(target, dtype)
+    # A step that was cut short at a saved time says little about how long the next may be.
+    target = jnp.where(keep & (h < wished), jnp.maximum(target, t + h + wished), target)
+    target = jnp.where(empty, s.target, target)
+    control = jax.tree.map(lambda new, old: jnp.where(empty, old, new), control, s.control)
+    tiny = ~keep & ~(target - t > 8 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(t), length))
+    code = jnp.where(tiny, jnp.where(finite, Code.TINY, Code.NOT_FINITE), Code.SUCCESS)
+    return keep, target, control, code

@@ -1,0 +1,360 @@
+"""The front door: any complex vector field, any adjoint method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from cdiffeq._arrays import as_params, as_times
+from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
+from cdiffeq.ode._dense import Dense
+from cdiffeq.ode._discrete import Discrete
+from cdiffeq.ode._events import event_time
+from cdiffeq.ode._flat import Layout, is_complex
+from cdiffeq.ode._flow import Problem, flow
+from cdiffeq.ode._interpolated import Interpolated
+from cdiffeq.ode._march import Code, Report, Stepping
+from cdiffeq.ode._solution import Solution, Stats
+from cdiffeq.ode._steppers import make_stepper
+from cdiffeq.wirtinger._linear_map import hoist
+
+
+def solve(
+    f: Callable[[Any, Any, Any], Any],
+    y0: PyTree[Any],
+    ts: Any,
+    args: PyTree[Any] = None,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-9,
+    stiff: bool = False,
+    stepsize: float | diffrax.PIDController | None = None,
+    adjoint: Any = None,
+    dense: bool = False,
+    event: Callable[[Any, Any, Any], Any] | None = None,
+    cost: Callable[[Any, Any, Any], Any] | None = None,
+    max_steps: int = 4096,
+    throw: bool = True,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Solution:
+    r"""Solve ``dy/dt = f(t, y, args)`` from ``y(ts[0]) = y0``, for complex y and any f.
+
+    >>> f = lambda t, z, p: p["gain"] * z - (1 + 2j) * jnp.abs(z) ** 2 * z  # Stuart-Landau
+    >>> final = lambda p: jnp.abs(cd.ode.solve(f, 0.1 + 0j, [0.0, 20.0], p).ys[-1]) ** 2
+    >>> value, gradient = jax.value_and_grad(final)({"gain": 1 + 1j})
+    >>> print(f"{value:.5f} {gradient['gain'].real:.5f}")
+    1.00000 1.00000
+
+    **Arguments**
+
+    - `f`: the vector field ``(t, y, args) -> dy/dt``; it needn't be holomorphic. May be an Equinox module,
+      and may close over arrays.
+    - `y0`: the initial state: any pytree of real and complex floating arrays of one precision.
+    - `ts`: times at which the state is wanted, shape (time,), ascending or descending; the solve runs from
+      the first to the last. f may jump at any of them: no step goes across.
+    - `args`: any pytree: arrays, numbers, callables, Equinox modules.
+    - `solver`: a solver of diffrax, explicit or diagonally implicit. By default Tsit5, for rtol below 1e-6
+      Dopri8, and Kvaerno5 with ``stiff=True``.
+    - `rtol`, `atol`: tolerances of one step: its error stays below ``atol + rtol |y|`` in the root mean
+      square over all real numbers of the state.
+    - `stepsize`: a diffrax `PIDController`; or a float: steps of equal size, no longer than that.
+    - `adjoint`: an adjoint method: `Discrete()`, `Interpolated()`, `Backsolve()`, `Reversible()` or
+      `ForwardSensitivity()`. By default `Discrete()` for Runge-Kutta solvers, else `Interpolated()`.
+    - `dense`: keep every step, so that the solution can be evaluated at any time. Needs `Discrete()`.
+    - `event`: a real function ``(t, y, args)``; the solve stops where it changes sign. The time of the
+      event has derivatives like everything else.
+    - `cost`: a running cost ``(t, y, args)``, a pytree of real or complex numbers; its integral is solved
+      for along with y, to the same tolerance, and is returned in `Solution.cost`.
+    - `max_steps`: the most steps tried.
+    - `throw`: whether a failed solve raises; if not, it comes back with `success` False and NaN.
+    - `progress`: a progress meter of diffrax.
+
+    complex64 in, complex64 out; times are of the state's real dtype.
+
+    **Returns** a `Solution`: `.ts`, `.ys` (time first), `.stats`, `.cost`, `.evaluate`.
+
+    **Raises**, before the solve where values are known: `TypeError` for complex times, integer states, and
+    where f returns another structure or dtype than y0's (a complex f needs a complex y0: make it complex);
+    `ValueError` for another shape, times that aren't in order or aren't finite, and a tolerance below what
+    the dtype resolves. When the solve runs: `RuntimeError` where max_steps is reached, the step vanishes, a
+    number isn't finite, an implicit step can't be solved; `ValueError` for traced times out of order.
+
+    **Derivatives**: jvp, vjp and second derivatives with respect to y0, ts, and every floating array in
+    args or closed over by f, under jit and vmap; never by differentiating the solver's loop, and holding
+    nothing holomorphic. See the adjoint methods for cost and memory.
+
+    **Cost**: a step is 6 (Tsit5) or 13 (Dopri8) evaluations of f. **Memory**: the saved states, and about
+    2 sqrt(max_steps) states where the adjoint method keeps checkpoints.
+
+    Source: the steps are P. Kidger's diffrax (arXiv:2202.02435), on real and imaginary parts.
+    """
+    y0 = _state(y0)
+    layout = Layout.of(y0)
+    ts = as_times(ts, layout.dtype)
+    _check_tolerances(rtol, atol, layout)
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
+    solver = _solver(solver, rtol, stiff)
+    controller = _controller(stepsize, solver, rtol, atol)
+    if isinstance(controller, diffrax.PIDController):
+        solver = _with_tolerances(solver, controller.rtol, controller.atol)
+    stepper = make_stepper(solver)
+    if adjoint is None:
+        adjoint = Discrete() if stepper.tableau is not None else Interpolated()
+    if not hasattr(adjoint, "pull_back"):
+        raise TypeError(f"adjoint must be an adjoint method such as cd.ode.Discrete(), got {adjoint!r}.")
+    if dense and not isinstance(adjoint, Discrete):
+        raise ValueError(f"dense=True keeps every step, and needs adjoint=Discrete(); got {adjoint!r}.")
+    for name, fn in (("f", f), ("event", event), ("cost", cost)):
+        if fn is not None and not callable(fn):
+            raise TypeError(f"{name} must be a function (t, y, args), got {type(fn).__name__}.")
+    stepping = Stepping(
+        stepper, controller, max_steps=max_steps, meter=progress or diffrax.NoProgressMeter()
+    )
+    stepping = adjoint.prepare(stepping, dense)
+    solution, failure = _solve(
+        (f, event, cost), y0, ts, as_params(args), _Static((stepping, adjoint, dense, throw))
+    )
+    if throw:
+        return raise_if(solution, ~solution.success, _error, *failure)
+    return poison(solution, ~solution.success)
+
+
+class _Static(eqx.Module):
+    """What is fixed about a solve, compared by value so that compiled programs are found again."""
+
+    value: Any = eqx.field(static=True)
+
+
+@eqx.filter_jit
+def _solve(functions: Any, y0: Any, ts: Any, args: Any, static: Any) -> Any:
+    stepping, adjoint, dense, throw = static.value
+    f, event, cost = functions
+    _check_field(f, ts, y0, args)
+    zero_cost = None if cost is None else _zero_cost(cost, ts, y0, args)
+    state = (y0, zero_cost)
+    layout = Layout.of(state)
+
+    direction = jax.lax.stop_gradient(jnp.where(ts[-1] >= ts[0], 1.0, -1.0)).astype(ts.dtype)
+    arrays, rest = eqx.partition(args, eqx.is_array)
+    tracer, fixed_arrays = eqx.partition(arrays, eqx.is_inexact_array)
+
+    def field(s, flat, moving, still, direction):
+        y, _ = layout.unpack(flat)
+        full = eqx.combine(moving, still, rest)
+        t = direction * s
+        dy = _like(f(t, y, full), y0)
+        dcost = None if cost is None else _like(cost(t, y, full), zero_cost)
+        return direction * layout.pack((dy, dcost))
+
+    def trigger(s, flat, moving, still, direction):
+        y, _ = layout.unpack(flat)
+        value = jnp.asarray(event(direction * s, y, eqx.combine(moving, still, rest)))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(f"event must return a real number, got {value.dtype}{list(value.shape)}.")
+        return value.astype(flat.dtype)
+
+    flat0 = layout.pack(state)
+    s = direction * ts
+    operands = (s[0], flat0, tracer, fixed_arrays, direction)
+    pure_field, params, fixed = _close(field, operands)
+    problem = Problem(pure_field, stepping, adjoint, throw)
+    when = occurred = None
+    if event is not None:
+        pure_trigger, event_params, event_fixed = _close(trigger, operands)
+        when, occurred = event_time(
+            flat0, s[jnp.array([0, -1])], (params, event_params), (fixed, event_fixed),
+            problem, pure_trigger,
+        )  # fmt: skip
+        s = jnp.minimum(s, when)
+        when = direction * when
+        ts = direction * s
+    out = flow(flat0, s, params, fixed, problem)
+    report = Report(*out.report)
+    ys, costs = layout.unpack(out.ys)
+    interpolation = (
+        Dense(problem, layout, out.kept, out.ends, report.steps, s, direction, params, fixed)
+        if dense
+        else None
+    )
+    stats = Stats(*(x.astype(jnp.int32) for x in (report.steps, report.rejected, report.evaluations)))
+    solution = Solution(
+        ts, ys, costs, when, occurred, stats, report.code == Code.SUCCESS, interpolation
+    )
+    return solution, (report.code, direction * report.time, jnp.asarray(stepping.max_steps))
+
+
+def _close(fn: Callable[..., Any], operands: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """A function (t, y, params, fixed) that closes over no array, its parameters and the rest."""
+    _, _, tracer, fixed_arrays, direction = operands
+    pure, _, consts = hoist(fn, *operands)
+    moving = [eqx.is_inexact_array(c) for c in consts]
+    split = lambda kind: [c for c, m in zip(consts, moving, strict=True) if m == kind]
+
+    def closed(s, flat, params, fixed):
+        moved, tracer = params
+        held, fixed_arrays, direction = fixed
+        moved, held = iter(moved), iter(held)
+        values = [next(moved if m else held) for m in moving]
+        return pure(values, s, flat, tracer, fixed_arrays, direction)
+
+    return closed, (split(True), tracer), (split(False), fixed_arrays, direction)
+
+
+def _state(y0: Any) -> Any:
+    leaves = jax.tree_util.tree_leaves_with_path(y0)
+    if not leaves:
+        raise ValueError("y0 holds no arrays.")
+    for path, leaf in leaves:
+        where = "y0" + jax.tree_util.keystr(path)
+        if not isinstance(leaf, float | complex | np.ndarray | np.generic | jax.Array):
+            raise TypeError(f"{where} must be a floating or complex array, got {type(leaf).__name__}.")
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{where} must be floating or complex, got {jnp.result_type(leaf)}: make it so, for "
+                "example with .astype(float)."
+            )
+    # Weak types, of Python's numbers, would change between the state and what f returns.
+    y0 = jax.tree.map(lambda y: jax.lax.convert_element_type(jnp.asarray(y), jnp.result_type(y)), y0)
+    widths = {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y0)}
+    if len(widths) > 1 or np.finfo(widths.copy().pop()).bits < 32:
+        got = ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(y0))
+        raise TypeError(f"the leaves of y0 must all be of single or all of double precision; got {got}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y0):
+        if not is_traced(leaf) and not np.all(np.isfinite(leaf)):
+            raise ValueError(f"y0{jax.tree_util.keystr(path)} must be finite, got {leaf}.")
+    return y0
+
+
+def _check_tolerances(rtol: Any, atol: Any, layout: Layout) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if is_traced(value) or not isinstance(value, float | int) or not value >= 0:
+            raise ValueError(f"{name} must be a number that isn't negative, got {value!r}.")
+    if rtol == 0:
+        check_tolerance("atol", atol, layout.dtype)
+    else:
+        # The message speaks of the dtype that the user gave.
+        check_tolerance("rtol", rtol, next((d for d in layout.dtypes if is_complex(d)), layout.dtype))
+
+
+def _solver(solver: Any, rtol: float, stiff: bool) -> Any:
+    if solver is None:
+        if stiff:
+            return diffrax.Kvaerno5()
+        return diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"solver must be a solver of diffrax, such as diffrax.Tsit5(), got {solver!r}.")
+    known = isinstance(solver, diffrax.AbstractRungeKutta | diffrax.Euler | diffrax.ImplicitEuler)
+    if not known or solver.term_structure is not diffrax.AbstractTerm:
+        raise TypeError(
+            f"solver={type(solver).__name__}() isn't supported: use a Runge-Kutta method for ordinary "
+            "differential equations, explicit or diagonally implicit, Euler() or ImplicitEuler()."
+        )
+    return solver
+
+
+def _controller(stepsize: Any, solver: Any, rtol: float, atol: float) -> Any:
+    adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
+    if stepsize is None:
+        if not adaptive:
+            raise ValueError(
+                f"{type(solver).__name__} estimates no errors: pass the size of its steps, stepsize=0.01."
+            )
+        return diffrax.PIDController(rtol=rtol, atol=atol)
+    if isinstance(stepsize, float | int) and not isinstance(stepsize, bool):
+        if not 0 < stepsize < float("inf"):
+            raise ValueError(f"stepsize must be positive and finite, got {stepsize}.")
+        return float(stepsize)
+    if isinstance(stepsize, diffrax.PIDController):
+        if not adaptive:
+            raise ValueError(f"{type(solver).__name__} estimates no errors: pass stepsize as a float.")
+        return stepsize
+    raise TypeError(
+        f"stepsize must be a float or a diffrax.PIDController, got {stepsize!r}. Put the times of jumps "
+        "among ts: no step goes across them."
+    )
+
+
+def _with_tolerances(solver: Any, rtol: Any, atol: Any) -> Any:
+    """An implicit solver whose Newton iterations stop at the tolerances of the steps."""
+    root_finder = getattr(solver, "root_finder", None)
+    for name, value in (("rtol", rtol), ("atol", atol), ("norm", diffrax.PIDController(1, 1).norm)):
+        if getattr(root_finder, name, None) is diffrax._root_finder.use_stepsize_tol:
+            solver = eqx.tree_at(lambda s, name=name: getattr(s.root_finder, name), solver, value)
+    return solver
+
+
+def _check_field(f: Any, ts: Any, y0: Any, args: Any) -> None:
+    """Refuses a field whose value isn't shaped like the state, leaf by leaf."""
+    dy = eqx.filter_eval_shape(f, ts[0], y0, args)
+    if jax.tree.structure(dy) != jax.tree.structure(y0):
+        raise TypeError(
+            f"f must return the structure of y0, {jax.tree.structure(y0)}; got {jax.tree.structure(dy)}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(y0), jax.tree.leaves(dy), strict=True)
+    for (path, y), d in pairs:
+        where = jax.tree_util.keystr(path)
+        if jnp.shape(d) != y.shape:
+            raise ValueError(
+                f"f returns shape {jnp.shape(d)} for y{where}, whose initial value has shape {y.shape}."
+            )
+        dtype = jnp.result_type(d)
+        if is_complex(dtype) and not is_complex(y.dtype):
+            raise TypeError(
+                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: make y0 complex, for example "
+                "y0 + 0j."
+            )
+        if jnp.finfo(jnp.result_type(dtype, y.dtype)).bits != jnp.finfo(y.dtype).bits:
+            raise TypeError(
+                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: give y0 and all that f uses "
+                "one precision."
+            )
+
+
+def _zero_cost(cost: Any, ts: Any, y0: Any, args: Any) -> Any:
+    value = eqx.filter_eval_shape(cost, ts[0], y0, args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.shape != ():
+            raise TypeError(
+                f"cost{jax.tree_util.keystr(path)} must be a real or complex number, got "
+                f"{leaf.dtype}{list(leaf.shape)}."
+            )
+    return jax.tree.map(lambda v: jnp.zeros((), v.dtype), value)
+
+
+def _like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), tree, like)
+
+
+def _error(code: Any, time: Any, max_steps: Any) -> Exception:
+    """The exception of a failed solve."""
+    at = f"at t = {float(time):.6g}"
+    match int(code):
+        case Code.UNORDERED:
+            return ValueError("solve: ts must ascend or descend.")
+        case Code.MAX_STEPS:
+            return RuntimeError(
+                f"solve: max_steps = {int(max_steps)} were tried, and the solution has come to {at[3:]}. "
+                "Raise max_steps, loosen rtol and atol, or say stiff=True if the equation is stiff."
+            )
+        case Code.TINY:
+            return RuntimeError(
+                f"solve: the step size vanished {at}. The solution may be singular there, or f may jump "
+                "(put the times of jumps among ts)."
+            )
+        case Code.NOT_SOLVED:
+            return RuntimeError(
+                f"solve: the equations of an implicit step could not be solved {at}. Shorten the steps."
+            )
+        case _:
+            return RuntimeError(
+                f"solve: the solution is not finite {at}: f returned NaN or infinity, or it blew up."
+            )
