@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cdiffeq._errors import poison
 from cdiffeq.ode._flow import flow
 from cdiffeq.ode._march import grid_of, step_times
 
@@ -44,4 +45,4 @@ class Dense(eqx.Module):
         span = jnp.stack([starts[n], s])
         out = flow(self.states[n], span, self.params, self.fixed, problem)
         y, _ = self.layout.unpack(out.ys[-1])
-        return jax.tree.map(lambda a: jnp.where(inside, a, jnp.nan), y)
+        return poison(y, ~inside)

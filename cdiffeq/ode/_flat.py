@@ -59,19 +59,17 @@ class Layout:
         """The tree of a flat vector, or of a stack of them: leading axes are kept on every leaf."""
         kinds = [is_complex(d) for d in self.dtypes]
         sizes = [math.prod(s) for s in self.shapes]
-        half = sum(size for size, c in zip(sizes, kinds, strict=True) if c)
-        lead, complex_start, real_start = flat.shape[:-1], 0, 2 * half
-        leaves = []
-        for shape, dtype, size, c in zip(self.shapes, self.dtypes, sizes, kinds, strict=True):
-            if c:
-                take = slice(complex_start, complex_start + size)
-                imag = slice(half + complex_start, half + complex_start + size)
-                leaf = jax.lax.complex(flat[..., take], flat[..., imag])
-                complex_start += size
-            else:
-                leaf = flat[..., real_start : real_start + size]
-                real_start += size
-            leaves.append(leaf.reshape(*lead, *shape).astype(dtype))
+        complex_sizes = [size for size, c in zip(sizes, kinds, strict=True) if c]
+        real_sizes = [size for size, c in zip(sizes, kinds, strict=True) if not c]
+        # Not slices: the transpose of a split is a concatenation, that of slices a sum of padded parts.
+        parts = jax.lax.split(flat, [*complex_sizes, *complex_sizes, *real_sizes], flat.ndim - 1)
+        n = len(complex_sizes)
+        complexes = iter(map(jax.lax.complex, parts[:n], parts[n : 2 * n]))
+        reals = iter(parts[2 * n :])
+        leaves = [
+            next(complexes if c else reals).reshape(*flat.shape[:-1], *shape).astype(dtype)
+            for shape, dtype, c in zip(self.shapes, self.dtypes, kinds, strict=True)
+        ]
         return self.tree.unflatten(leaves)
 
 

@@ -149,21 +149,19 @@ def step_times(ts: Any, place: tuple[Any, Any, Any]) -> tuple[Any, Any]:
 
 
 class _State(NamedTuple):
-    k: Any
-    theta: Any
+    theta: Any  # how far the interval is done, and at which time the controller wants to be next
+    target: Any
     y: Any
     carry: Any
-    target: Any  # the time at which the controller wants the next step to end
     control: Any
     steps: Any
     tried: Any
-    ys: Any
     ends: Any
     kept: Any
     code: Any
     meter: Any
     total: Any  # of what is summed over the accepted steps
-    before: Any  # with an event: the last step's initial time, its length, the state there, e after it
+    before: Any  # with an event: the last step's initial time, its length, the state there, e before it
 
 
 def march(
@@ -190,7 +188,6 @@ def march(
     order = stepper.solver.error_order(term)
     grid = equal_grid(ts, stepping.controller) if stepping.equal else None
     carry = stepper.init(F, ts[0], y0, p)
-
     if grid is None:
         first = stepping.first if first is None else first
         target, control = stepping.controller.init(
@@ -200,78 +197,79 @@ def march(
     else:
         target, control = jnp.zeros((), dtype), ()
 
-    def go_on(s):
-        return (s.k < saves - 1) & (s.tried < stepping.max_steps) & (s.code == Code.SUCCESS)
-
-    def step(s):
-        length = ts[s.k + 1] - ts[s.k]
+    def step(k, length, s):
+        """Try one step in interval k."""
         if grid is None:
-            wish = jnp.where(length > 0, (s.target - still(ts[s.k])) / still(length), 1)
+            wish = jnp.where(length > 0, (s.target - still(ts[k])) / still(length), 1)
             # No sliver is left over before a saved time.
             end = jnp.where(wish + 0.01 * (wish - s.theta) >= 1, 1, wish)
         else:
             end = grid.at(s.steps)[2].astype(dtype)
-        t, h = step_times(ts, (s.k, s.theta, end))
+        t, h = step_times(ts, (k, s.theta, end))
         done = stepper.step(F, t, h, s.y, p, s.carry)
         if grid is None:
             keep, target, control, code = _control(stepping, s, t, h, done, length, order)
         else:
             keep, target, control = jnp.asarray(True), s.target, s.control
             code = jnp.where(done.good, Code.SUCCESS, Code.NOT_SOLVED)
-        total = s.total
+        choose = lambda new, old: jnp.where(keep, new, old)
+        total, before, ends, kept = s.total, s.before, s.ends, s.kept
         if summand is not None:
             add = lambda a, b: jnp.where(keep, a + b, a)
             total = jax.tree.map(add, total, summand(t, h, done.stages))
-        before = s.before
         if event is not None:
             e = event(t + h, done.y)
             crossed = keep & (h > 0) & ((e * s.before[-1] < 0) | ((e == 0) & (s.before[-1] != 0)))
             code = jnp.where((code == Code.SUCCESS) & crossed, Code.EVENT, code)
             before = (t, h, s.y, s.carry, jnp.where(crossed | ~keep, s.before[-1], e))
-
-        y = jnp.where(keep, done.y, s.y)
-        carry = jax.tree.map(lambda new, old: jnp.where(keep, new, old), done.carry, s.carry)
-        closes = keep & (end >= 1)
-        k = s.k + closes
-        # f may jump at a saved time: what was known of its slope is the other side's.
-        carry = jax.lax.cond(
-            closes & (k < saves - 1),
-            lambda carry: stepper.restart(F, ts[k], y, p, carry),
-            lambda carry: carry,
-            carry,
-        )
-        ys = s.ys.at[jnp.where(closes, k, saves)].set(y, mode="drop")
-        ends, kept = s.ends, s.kept
         if stepping.record and grid is None:
-            ends = ends.at[s.steps].set(jnp.where(keep, end, 0))
+            ends = ends.at[s.steps].set(choose(end, 0))
         if stepping.stride:
             slot = jnp.where(s.steps % stepping.stride == 0, s.steps // stepping.stride, len(kept))
             kept = kept.at[slot].set(s.y, mode="drop")
-        fraction = still((ts[k] - ts[0]) / (ts[-1] - ts[0]))
+        fraction = still((t + h - ts[0]) / (ts[-1] - ts[0]))
         return _State(
-            k, jnp.where(closes, 0, jnp.where(keep, end, s.theta)), y, carry, target, control,
-            s.steps + keep, s.tried + 1, ys, ends, kept, code, stepping.meter.step(s.meter, fraction),
-            total, before,
+            choose(end, s.theta), target, choose(done.y, s.y), jax.tree.map(choose, done.carry, s.carry),
+            control, s.steps + keep, s.tried + 1, ends, kept, code,
+            stepping.meter.step(s.meter, fraction), total, before,
         )  # fmt: skip
+
+    def interval(k, state):
+        s, ys = state
+        # f may jump at a saved time: what was known of its slope is the other side's.
+        restart = lambda carry: stepper.restart(F, ts[k], s.y, p, carry)
+        carry = jax.lax.cond(k > 0, restart, lambda carry: carry, s.carry)
+        going = lambda s: (s.theta < 1) & (s.tried < stepping.max_steps) & (s.code == Code.SUCCESS)
+        length = ts[k + 1] - ts[k]
+        s = jax.lax.while_loop(
+            going, lambda s: step(k, length, s), s._replace(carry=carry, theta=jnp.zeros((), dtype))
+        )
+        reached = s.theta >= 1
+        return s, ys.at[jnp.where(reached, k + 1, saves)].set(s.y, mode="drop")
+
+    def go_on(state):
+        k, s, _ = state
+        return (k < saves - 1) & (s.code == Code.SUCCESS) & ((k == 0) | (s.theta >= 1))
+
+    def next_interval(state):
+        k, s, ys = state
+        return (k + 1, *interval(k, (s, ys)))
 
     ordered = jnp.all(jnp.diff(ts) >= 0)  # false for NaN
     zero = jnp.zeros((), jnp.int32)
     start = _State(
-        zero, jnp.zeros((), dtype), y0, carry, target, control, zero, zero,
-        jnp.zeros((saves, len(y0)), dtype).at[0].set(y0),
+        jnp.zeros((), dtype), target, y0, carry, control, zero, zero,
         jnp.zeros(stepping.max_steps if stepping.record and grid is None else 0, dtype),
         jnp.zeros((stepping.checkpoints, len(y0)), dtype),
         jnp.where(ordered, Code.SUCCESS, Code.UNORDERED), stepping.meter.init(),
         None if summand is None else _zeros_like_sum(summand, stepper, F, ts[0], y0, p, carry),
         None if event is None else (ts[0], jnp.zeros((), dtype), y0, carry, event(ts[0], y0)),
     )  # fmt: skip
-    s = jax.lax.while_loop(go_on, step, start)
+    ys = jnp.zeros((saves, len(y0)), dtype).at[0].set(y0)
+    done, s, ys = jax.lax.while_loop(go_on, next_interval, (zero, start, ys))
     stepping.meter.close(s.meter)
 
-    finite = jnp.all(jnp.isfinite(s.ys)) & jnp.all(jnp.isfinite(y0))
-    code = jnp.where(s.code != Code.SUCCESS, s.code, jnp.where(finite, Code.SUCCESS, Code.NOT_FINITE))
-    code = jnp.where((code == Code.SUCCESS) & (s.k < saves - 1), Code.MAX_STEPS, code)
-    time = step_times(ts, (jnp.minimum(s.k, max(saves - 2, 0)), s.theta, s.theta))[0] if saves > 1 else ts[0]
+    code, time = _outcome(F, ts, p, stepping, done, s, ys)
     if event is not None:
         t, h, y, carry, e = s.before
         root = _bisect(lambda tau: event(t + tau, stepper.step(F, t, tau, y, p, carry).y), h, e)
@@ -280,8 +278,55 @@ def march(
     report = Report(code, time, s.steps, s.tried - s.steps, evaluations)
     report = jnp.stack([still(jnp.asarray(x, dtype)) for x in report])
     last = stepper.last(s.carry, y0) if hasattr(stepper, "last") else jnp.zeros(0, dtype)
-    record = Record(s.ys, s.ends, s.kept, last, report)
+    record = Record(ys, s.ends, s.kept, last, report)
     return record if summand is None else (record, s.total)
+
+
+def _outcome(F, ts, p, stepping, done, s, ys):
+    """What became of a march that began `done` intervals, and how far it came."""
+    still = jax.lax.stop_gradient
+    p, ts, y, ys, theta, target = still((p, ts, s.y, ys, s.theta, s.target))
+    if len(ts) == 1:
+        return jnp.where(jnp.all(jnp.isfinite(y)), s.code, Code.NOT_FINITE), ts[0]
+    k = jnp.maximum(done - 1, 0)
+    time, _ = step_times(ts, (k, theta, theta))
+    finite = jnp.all(jnp.isfinite(ys))
+
+    def why():
+        """Whether the steps shrank since there are no numbers ahead, or for another reason."""
+        stepper, h = stepping.stepper, jnp.abs(target - time)
+        ahead = stepper.step(F, time, h, y, p, stepper.init(F, time, y, p))
+        blind = ~jnp.all(jnp.isfinite(ahead.y) & jnp.isfinite(ahead.error))
+        return jnp.where(blind, Code.NOT_FINITE, Code.TINY)
+
+    code = s.code
+    if not stepping.equal:
+        code = jax.lax.cond(code == Code.TINY, why, lambda: jnp.asarray(code))
+    code = jnp.where((code == Code.SUCCESS) & ~finite, Code.NOT_FINITE, code)
+    unfinished = (done < len(ts) - 1) | (theta < 1)
+    return jnp.where((code == Code.SUCCESS) & unfinished, Code.MAX_STEPS, code), time
+
+
+def _control(stepping, s, t, h, done, length, order):
+    """Whether the step is accepted, where the next should end, and whether there is hope."""
+    t, h, y, y1, error, length = jax.lax.stop_gradient((t, h, s.y, done.y, done.error, length))
+    dtype = y.dtype
+    keep, _, target, _, control, _ = stepping.controller.adapt_step_size(
+        t, t + h, y, y1, None, error, order, s.control
+    )
+    target = jnp.asarray(target, dtype)
+    # diffrax's controllers don't recover from an error that is NaN: the step is shortened here.
+    lost = jnp.isnan(target) | ~done.good
+    empty = length == 0
+    keep = (jnp.asarray(keep) & ~lost) | empty
+    target = jnp.where(lost, t + 0.2 * h, target)
+    # A step that was cut short at a saved time says little about how long the next may be.
+    wished = s.target - t
+    target = jnp.where(keep & (h < wished), jnp.maximum(target, t + h + wished), target)
+    target = jnp.where(empty, s.target, target)
+    control = jax.tree.map(lambda new, old: jnp.where(empty | lost, old, new), control, s.control)
+    tiny = ~keep & ~(target - t > 8 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(t), length))
+    return keep, target, control, jnp.where(tiny, Code.TINY, Code.SUCCESS)
 
 
 def _zeros_like_sum(summand, stepper, F, t, y, p, carry):

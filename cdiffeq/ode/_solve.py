@@ -104,9 +104,7 @@ def solve(
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
     solver = _solver(solver, rtol, stiff)
     controller = _controller(stepsize, solver, rtol, atol)
-    if isinstance(controller, diffrax.PIDController):
-        solver = _with_tolerances(solver, controller.rtol, controller.atol)
-    stepper = make_stepper(solver)
+    stepper = make_stepper(_with_tolerances(solver, rtol, atol))
     if adjoint is None:
         adjoint = Discrete() if stepper.tableau is not None else Interpolated()
     if not hasattr(adjoint, "pull_back"):

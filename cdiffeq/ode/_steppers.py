@@ -91,42 +91,31 @@ class ExplicitStepper:
 
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
         tab = self.tableau
-        ks, Ys = [carry], [y]
+        K = _rows(tab.num_stages, carry)
+        Ys = [y]
+        k = carry
         for i in range(1, tab.num_stages):
-            Y = y + h * _combine(tab.a_lower[i - 1], ks)
-            Ys.append(Y)
-            ks.append(F(_stage_time(t, h, _nodes(tab)[i]), Y, p))
-        y1 = Ys[-1] if tab.fsal else y + h * _combine(tab.b_sol, ks)
-        error = h * _combine(tab.b_error, ks) if self.has_error else None
-        # Not for the first stage of the next step, but of the one after a jump, `restart` is there.
-        carry = ks[-1] if tab.fsal else F(t + h, y1, p)
-        dense = dict(y0=y, y1=y1, k=_Stacked(ks, h))
-        return Step(y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dense)
+            Ys.append(y + h * _weigh(tab.a_lower[i - 1], K))
+            k = F(_stage_time(t, h, _nodes(tab)[i]), Ys[-1], p)
+            K = K.at[i].set(k)
+        y1 = Ys[-1] if tab.fsal else y + h * _weigh(tab.b_sol, K)
+        error = h * _weigh(tab.b_error, K) if self.has_error else None
+        carry = k if tab.fsal else F(t + h, y1, p)
+        return Step(y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dict(y0=y, y1=y1, k=h * K))
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
         tab = self.tableau
         count = tab.num_stages
         while tab.b_sol[count - 1] == 0:  # stages that only the error estimate or the next step use
             count -= 1
-        ks: list[Any] = []
+        K = None
         pulls = []
         for i in range(count):
-            Y = y + h * _combine(tab.a_lower[i - 1], ks) if i else y
+            Y = y + h * _weigh(tab.a_lower[i - 1], K) if i else y
             k, pull = pull_back(F, _stage_time(t, h, _nodes(tab)[i]), Y, p)
-            ks.append(k)
+            K = K.at[i].set(k) if i else _rows(count, k)
             pulls.append(pull)
-        ms: dict[int, Any] = {}
-        g_p, g_t = None, jnp.zeros_like(h)
-        g_h = jnp.sum(mu * _combine(tab.b_sol[:count], ks))
-        for i in reversed(range(count)):
-            l = h * (tab.b_sol[i] * mu + _combine([_a(tab, j, i) for j in ms], list(ms.values())))
-            s_i, ms[i], p_i = pulls[i](l)
-            g_p = p_i if g_p is None else jax.tree.map(jnp.add, g_p, p_i)
-            g_t = g_t + s_i
-            g_h = g_h + _nodes(tab)[i] * s_i
-            if i:
-                g_h = g_h + jnp.sum(ms[i] * _combine(tab.a_lower[i - 1], ks[:i]))
-        return StepAdjoint(mu + sum(ms.values()), g_p, g_t, g_h)
+        return _stages_back(tab, count, h, mu, K, lambda i, l: pulls[i](l))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,25 +163,18 @@ class DiffraxStepper:
         tab = self.tableau
         assert tab is not None, "only for Runge-Kutta methods"
         dense = self.step(F, t, h, y, p, self.init(F, t, y, p)).dense
-        ks = list(dense["k"])  # each times h
         Ys = _stage_states(tab, y, dense["k"])
-        diagonal = np.zeros(tab.num_stages) if tab.a_diagonal is None else tab.a_diagonal
-        ms: dict[int, Any] = {}
-        g_p, g_t = None, jnp.zeros_like(h)
-        g_h = jnp.sum(mu * _combine(tab.b_sol, ks)) / h
-        for i in reversed(range(tab.num_stages)):
+        diagonal = _diagonal(tab)
+
+        def pull(i, l):
             t_i = t + _nodes(tab)[i] * h
-            l = h * (tab.b_sol[i] * mu + _combine([_a(tab, j, i) for j in ms], list(ms.values())))
             if diagonal[i]:
-                J = jax.jacfwd(lambda Y, t_i=t_i: F(t_i, Y, p))(Ys[i])
+                J = jax.jacfwd(lambda Y: F(t_i, Y, p))(Ys[i])
                 l = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - h * diagonal[i] * J).T, l)
-            _, pull = pull_back(F, t_i, Ys[i], p)
-            s_i, ms[i], p_i = pull(l)
-            g_p = p_i if g_p is None else jax.tree.map(jnp.add, g_p, p_i)
-            g_t = g_t + s_i
-            row = [*tab.a_lower[i - 1], diagonal[i]] if i else [diagonal[0]]
-            g_h = g_h + _nodes(tab)[i] * s_i + jnp.sum(ms[i] * _combine(row, ks[: i + 1])) / h
-        return StepAdjoint(mu + sum(ms.values()), g_p, g_t, g_h)
+            return pull_back(F, t_i, Ys[i], p)[1](l)
+
+        K = dense["k"] / jnp.where(h == 0, 1, h)
+        return _stages_back(tab, tab.num_stages, h, mu, K, pull)
 
 
 def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
@@ -205,26 +187,52 @@ def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
 
 def interpolate(solver: Any, t0: Any, t1: Any, dense: dict[str, Any]) -> Any:
     """The continuous solution that the solver itself provides within a step."""
-    dense = {name: x.array() if isinstance(x, _Stacked) else x for name, x in dense.items()}
     return solver.interpolation_cls(t0=t0, t1=t1, **dense)
-
-
-class _Stacked(NamedTuple):
-    """The stages as diffrax wants them, stacked and times h; made only where they are needed."""
-
-    ks: list[Any]
-    h: Any
-
-    def array(self) -> Any:
-        return self.h * jnp.stack(self.ks)
 
 
 def _unused(t, y, p):
     raise AssertionError
 
 
+def _stages_back(tab, count, h, mu, K, pull) -> StepAdjoint:
+    """The stages backward, from their slopes K; ``pull(i, l)`` is (s_i, m_i, p_i).
+
+    The length of the step moves y+ by ``sum_i <k_i, l_i> / h``, beside the times of the stages.
+    """
+    M = jnp.zeros_like(K)
+    g_p, g_t, g_c, along = None, jnp.zeros_like(h), jnp.zeros_like(h), jnp.zeros_like(mu)
+    diagonal = _diagonal(tab)
+    for i in reversed(range(count)):
+        column = [0.0] * (i + 1) + [_a(tab, j, i) for j in range(i + 1, count)]
+        l = float(tab.b_sol[i]) * mu + (_weigh(column, M) if i < count - 1 else 0)
+        s_i, m, p_i = pull(i, h * l)
+        # What an implicit stage adds: h a_ii k_i moves Y_i.
+        along = along + K[i] * (l + float(diagonal[i]) * m if diagonal[i] else l)
+        M = M.at[i].set(m)
+        g_p = p_i if g_p is None else jax.tree.map(jnp.add, g_p, p_i)
+        g_t, g_c = g_t + s_i, g_c + _nodes(tab)[i] * s_i
+    return StepAdjoint(mu + jnp.sum(M, axis=0), g_p, g_t, jnp.sum(along) + g_c)
+
+
+def _rows(count, first):
+    """Room for the slopes of all stages, with the first filled in."""
+    return jnp.zeros((count, len(first)), first.dtype).at[0].set(first)
+
+
+def _weigh(weights, K):
+    """sum_j w_j K_j, as a product of a vector and a matrix. A sum of terms would be fused into F, and
+    computed anew wherever F reads one of its entries."""
+    padded = np.zeros(len(K))
+    padded[: len(weights)] = weights
+    return jnp.asarray(padded, K.dtype) @ K
+
+
 def _nodes(tab):
     return [0.0, *(float(c) for c in tab.c)]
+
+
+def _diagonal(tab):
+    return np.zeros(tab.num_stages) if tab.a_diagonal is None else tab.a_diagonal
 
 
 def _a(tab, i, j):
@@ -240,7 +248,7 @@ def _combine(weights, ks):
 
 def _stage_states(tab, y, ks):
     """The states Y_i of the stages, from h k_i."""
-    diagonal = np.zeros(tab.num_stages) if tab.a_diagonal is None else tab.a_diagonal
+    diagonal = _diagonal(tab)
     rows = [[diagonal[0]], *([*a, d] for a, d in zip(tab.a_lower, diagonal[1:], strict=True))]
     return [y + _combine(row, list(ks)) for row in rows]
 
