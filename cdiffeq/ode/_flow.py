@@ -46,6 +46,7 @@ class Problem:
         return lambda t, y, p: self.field(t, y, p, fixed)
 
 
+@adjoint_rule(nondiff=("fixed", "problem"))
 def flow(
     y0: Float[Array, " N"],
     ts: Float[Array, " saves"],
@@ -54,22 +55,16 @@ def flow(
     problem: Problem,
 ) -> Record:
     """The states at ascending `ts`, and what the adjoint method keeps."""
-    # Inside another rule everything has a tangent, if only of zeros.
-    return _flow(y0, ts, params, jax.lax.stop_gradient(fixed), problem)
-
-
-@adjoint_rule(nondiff=("fixed", "problem"))
-def _flow(y0, ts, params, fixed, problem):
     return march(problem.with_fixed(fixed), y0, ts, params, problem.stepping)
 
 
-@_flow.def_tangent
+@flow.def_tangent
 def _tangent(args, out, dargs):
     problem = args[-1]
     return problem.adjoint.tangent(problem, args, out, dargs)
 
 
-@_flow.def_adjoint
+@flow.def_adjoint
 def _adjoint(args, out, g):
     problem = args[-1]
     gradients = problem.adjoint.pull_back(problem, args, out, g)

@@ -182,7 +182,11 @@ def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
     explicit = isinstance(solver, diffrax.AbstractERK) and isinstance(
         solver.tableau, diffrax.ButcherTableau
     )
-    return ExplicitStepper(solver) if explicit else DiffraxStepper(solver)
+    if explicit:
+        return ExplicitStepper(solver)
+    if hasattr(solver, "scan_kind"):  # a loop over the stages that has a forward mode
+        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
+    return DiffraxStepper(solver)
 
 
 def interpolate(solver: Any, t0: Any, t1: Any, dense: dict[str, Any]) -> Any:

@@ -318,11 +318,15 @@ def _move_point(residuals, x, moving, *, forward, adjoint, n, derivative):
     tangent, pull_back = (adjoint, forward) if derivative.transposed else (forward, adjoint)
 
     def along(fn, residuals, y, moving):
-        """The derivative of fn(., y) as the point and the value move."""
-        dense = [_zero(r) for r in residuals]
-        for i, d in zip(known, moving, strict=True):
-            dense[i] = d
-        return jax.jvp(lambda *r: fn(*r, *y), tuple(residuals), tuple(dense))[1]
+        """The derivative of fn(., y) as the point and the value move, and nothing else does."""
+
+        def of_known(*values):
+            full = list(residuals)
+            for i, value in zip(known, values, strict=True):
+                full[i] = value
+            return fn(*full, *y)
+
+        return jax.jvp(of_known, tuple(residuals[i] for i in known), tuple(moving))[1]
 
     def second(state, moving):
         residuals, x = state
