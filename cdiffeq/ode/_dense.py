@@ -22,7 +22,7 @@ class Dense(eqx.Module):
     layout: Any = eqx.field(static=True)
     states: Array
     ends: Array
-    steps: Array
+    before: Array
     ts: Array
     direction: Array
     params: Any
@@ -31,7 +31,7 @@ class Dense(eqx.Module):
     def __call__(self, t: Array) -> Any:
         """The state at a time between the first and the last, as a pytree; NaN elsewhere."""
         s = self.direction * t
-        grid = grid_of(self.ts, self.ends, self.steps, self.problem.stepping)
+        grid = grid_of(self.ts, self, self.problem.stepping)
         numbers = jnp.arange(len(self.states))
         starts = jax.vmap(lambda n: step_times(self.ts, grid.at(n))[0])(numbers)
         held = jnp.where(numbers < grid.count, jax.lax.stop_gradient(starts), jnp.inf)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._flow import Problem, tangent_of_steps
-from cdiffeq.ode._march import Record, Report, Stepping, grid_of, square_root, step_times
+from cdiffeq.ode._march import Record, Stepping, grid_of, square_root, step_times
 
 
 class Discrete(eqx.Module):
@@ -91,8 +91,7 @@ def run_steps_back(
     y0, ts, params, fixed, _ = args
     stepping = problem.stepping
     F, stepper, stride = problem.with_fixed(fixed), stepping.stepper, stepping.stride
-    steps = Report(*out.report).steps
-    grid = grid_of(ts, out.ends, steps, stepping)
+    grid = grid_of(ts, out, stepping)
     count = grid.count
 
     def segment(i, state):

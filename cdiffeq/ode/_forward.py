@@ -81,7 +81,7 @@ def _sensitivities(problem: Problem, args: Any, out: Record, directions: Any) ->
         return jnp.concatenate([dy, jax.vmap(push)(s, dparams).ravel()])
 
     slopes = jax.vmap(lambda t, y: F(t, y, params))(ts, out.ys)
-    s0 = dy0 - dts[:, :1] * slopes[0]
+    s0 = dy0 - dts[:, :1] * slopes[:1]
     stepping = dataclasses.replace(problem.stepping, meter=diffrax.NoProgressMeter())
     start = jnp.concatenate([y0, s0.ravel()])
     record = march(field, start, ts, (params, dparams), stepping)

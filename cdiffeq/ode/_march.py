@@ -30,23 +30,24 @@ class Code:
 
 
 class Grid(NamedTuple):
-    """Where the steps are.
+    """Where the steps are: `before[k]` steps lie before interval k, and step n ends at `ends[n]`."""
 
-    - `interval`, `start`, `end`: of each step: the number of the interval and the two fractions.
-    - `count`: how many steps there are.
-    """
+    before: Int[Array, " saves"]
+    ends: Real[Array, " M"]
 
-    interval: Int[Array, " M"]
-    start: Real[Array, " M"]
-    end: Real[Array, " M"]
-    count: Int[Array, ""]
+    @property
+    def count(self) -> Int[Array, ""]:
+        """How many steps there are."""
+        return self.before[-1]
 
     def at(self, n: Any) -> tuple[Any, Any, Any]:
-        return self.interval[n], self.start[n], self.end[n]
+        """The number of the interval of step n, and the fractions at which the step starts and ends."""
+        k = _interval(self.before, n)
+        return k, jnp.where(n == self.before[k], 0, self.ends[n - 1]), self.ends[n]
 
 
 class EqualGrid(NamedTuple):
-    """Equal steps in each interval: `before[k]` steps lie before interval k."""
+    """The same for equal steps in each interval."""
 
     before: Int[Array, " saves"]
 
@@ -55,10 +56,14 @@ class EqualGrid(NamedTuple):
         return self.before[-1]
 
     def at(self, n: Any) -> tuple[Any, Any, Any]:
-        k = jnp.searchsorted(self.before, n, side="right") - 1
+        k = _interval(self.before, n)
         first, size = self.before[k], self.before[k + 1] - self.before[k]
         fraction = lambda j: (j / size).astype(jnp.finfo(jnp.result_type(float)).dtype)
         return k, fraction(n - first), fraction(n + 1 - first)
+
+
+def _interval(before, n):
+    return jnp.searchsorted(before, n, side="right") - 1
 
 
 class Record(NamedTuple):
@@ -66,13 +71,15 @@ class Record(NamedTuple):
 
     - `ys`: the states at the saved times.
     - `ends`: the fraction at which each step ends, zero where there is none (empty for equal steps).
-    - `kept`: the state and the carry of the stepper before every `stride`-th step.
+    - `before`: how many steps lie before each saved time.
+    - `kept`: the state before every `stride`-th step.
     - `last`: what of the stepper's carry is needed beside the last state to run backward.
     - `report`: see `Report`.
     """
 
     ys: Float[Array, "saves N"]
     ends: Float[Array, " M"]
+    before: Float[Array, " saves"]
     kept: Float[Array, "checkpoints N"]
     last: Float[Array, " L"]
     report: Float[Array, "5"]
@@ -130,14 +137,11 @@ def equal_grid(ts: Float[Array, " saves"], largest: float) -> EqualGrid:
     return EqualGrid(jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)]))
 
 
-def grid_of(ts: Float[Array, " saves"], ends: Any, steps: Any, stepping: Stepping) -> Any:
-    """The grid of a march that left the record `ends`."""
+def grid_of(ts: Float[Array, " saves"], record: Any, stepping: Stepping) -> Any:
+    """The grid of the march that left a record (or its `ends` and `before`)."""
     if stepping.equal:
         return equal_grid(ts, stepping.controller)
-    closing = ends >= 1
-    interval = jnp.cumsum(closing) - closing
-    before = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
-    return Grid(interval, jnp.where(before >= 1, 0, before), ends, steps.astype(jnp.int32))
+    return Grid(record.before.astype(jnp.int32), record.ends)
 
 
 def step_times(ts: Any, place: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -234,8 +238,7 @@ def march(
             stepping.meter.step(s.meter, fraction), total, before,
         )  # fmt: skip
 
-    def interval(k, state):
-        s, ys = state
+    def interval(k, s, ys, counts):
         # f may jump at a saved time: what was known of its slope is the other side's.
         restart = lambda carry: stepper.restart(F, ts[k], s.y, p, carry)
         carry = jax.lax.cond(k > 0, restart, lambda carry: carry, s.carry)
@@ -244,16 +247,16 @@ def march(
         s = jax.lax.while_loop(
             going, lambda s: step(k, length, s), s._replace(carry=carry, theta=jnp.zeros((), dtype))
         )
-        reached = s.theta >= 1
-        return s, ys.at[jnp.where(reached, k + 1, saves)].set(s.y, mode="drop")
+        ys = ys.at[jnp.where(s.theta >= 1, k + 1, saves)].set(s.y, mode="drop")
+        return s, ys, counts.at[k + 1].set(s.steps)
 
     def go_on(state):
-        k, s, _ = state
+        k, s, *_ = state
         return (k < saves - 1) & (s.code == Code.SUCCESS) & ((k == 0) | (s.theta >= 1))
 
     def next_interval(state):
-        k, s, ys = state
-        return (k + 1, *interval(k, (s, ys)))
+        k, *rest = state
+        return (k + 1, *interval(k, *rest))
 
     ordered = jnp.all(jnp.diff(ts) >= 0)  # false for NaN
     zero = jnp.zeros((), jnp.int32)
@@ -266,7 +269,8 @@ def march(
         None if event is None else (ts[0], jnp.zeros((), dtype), y0, carry, event(ts[0], y0)),
     )  # fmt: skip
     ys = jnp.zeros((saves, len(y0)), dtype).at[0].set(y0)
-    done, s, ys = jax.lax.while_loop(go_on, next_interval, (zero, start, ys))
+    counts = jnp.zeros(saves, jnp.int32)
+    done, s, ys, counts = jax.lax.while_loop(go_on, next_interval, (zero, start, ys, counts))
     stepping.meter.close(s.meter)
 
     code, time = _outcome(F, ts, p, stepping, done, s, ys)
@@ -278,7 +282,7 @@ def march(
     report = Report(code, time, s.steps, s.tried - s.steps, evaluations)
     report = jnp.stack([still(jnp.asarray(x, dtype)) for x in report])
     last = stepper.last(s.carry, y0) if hasattr(stepper, "last") else jnp.zeros(0, dtype)
-    record = Record(ys, s.ends, s.kept, last, report)
+    record = Record(ys, s.ends, counts.astype(dtype), s.kept, last, report)
     return record if summand is None else (record, s.total)
 
 

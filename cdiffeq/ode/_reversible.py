@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import add_time_gradient
 from cdiffeq.ode._flow import Problem, require, tangent_of_steps
-from cdiffeq.ode._march import Record, Report, Stepping, grid_of, step_times
+from cdiffeq.ode._march import Record, Stepping, grid_of, step_times
 from cdiffeq.ode._steppers import ExplicitStepper, Field, Step, StepAdjoint
 
 
@@ -128,7 +128,7 @@ class Reversible(eqx.Module):
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
-        grid = grid_of(ts, out.ends, Report(*out.report).steps, problem.stepping)
+        grid = grid_of(ts, out, problem.stepping)
 
         def back(i, state):
             y1, z1, c_y, c_z, g_ts, g_params = state

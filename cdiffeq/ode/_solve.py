@@ -179,7 +179,7 @@ def _solve(functions: Any, y0: Any, ts: Any, args: Any, static: Any) -> Any:
     report = Report(*out.report)
     ys, costs = layout.unpack(out.ys)
     interpolation = (
-        Dense(problem, layout, out.kept, out.ends, report.steps, s, direction, params, fixed)
+        Dense(problem, layout, out.kept, out.ends, out.before, s, direction, params, fixed)
         if dense
         else None
     )
