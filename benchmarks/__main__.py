@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
             "machine": _harness.machine(),
             "versions": _harness.versions(problem),
             "target": problem.target,
+            "calibrate_on": problem.calibrate_on,
         }
         results = {}
         sizes = problem.quick_sizes if options.quick else problem.sizes

@@ -4,8 +4,9 @@ A problem is a module of this package that defines `PROBLEM`. It makes an instan
 size, knows the right answer to it, and has one short function per method. For every method the
 harness
 
-1. picks, where the method has tolerances, the loosest that brings the final state within
-   `Problem.target` of the reference, so that speeds are compared at equal accuracy;
+1. picks, where the method has tolerances, the loosest that brings the final state (or the
+   gradient: `Problem.calibrate_on`) within `Problem.target` of the reference, so that speeds are
+   compared at equal accuracy;
 2. compiles, runs and times it in a fresh process, `repeats` times, taking turns with the other
    methods (A B C A B C ...), so that a change of the machine's mood meets all of them alike.
 
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -96,7 +97,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of variable size, its reference and the methods that solve it."""
+    """A problem of variable size, its reference and the methods that solve it.
+
+    `target` is how close to the reference a method must come to count as accurate: the 2-norm of
+    the final state's error or, with `calibrate_on="gradient"`, that of the gradient's, relative.
+    """
 
     title: str
     size_name: str
@@ -106,6 +111,11 @@ class Problem:
     instance: Callable[[int], Any]
     reference: Callable[[Any], Reference]
     methods: dict[str, Method]
+    calibrate_on: Literal["state", "gradient"] = "state"
+
+    def accurate(self, figures: Figures) -> bool:
+        """Whether the errors among a method's figures are within the target."""
+        return figures[f"{self.calibrate_on}_error"] <= self.target
 
 
 def decades(loosest: int, tightest: int) -> tuple[float, ...]:
@@ -164,7 +174,7 @@ def work(job_file: str) -> None:
         reference = Reference(arrays["loss"].item(), arrays["final_state"], arrays["gradient"])
     answer: Any
     if job["task"] == "calibrate":
-        answer = calibrate(method, instance, reference, problem.target)
+        answer = calibrate(problem, method, instance, reference)
     else:
         answer = measure(method.build(instance, job["tolerance"]), reference)
     Path(job["answer"]).write_text(json.dumps(answer))
@@ -174,11 +184,15 @@ def _reference_file(job: dict[str, Any]) -> Path:
     return Path(job["folder"]) / "reference.npz"
 
 
-def calibrate(method: Method, instance: Any, reference: Reference, target: float) -> float:
-    """The first tolerance whose final state is within `target`; if none is, the last."""
+def calibrate(problem: Problem, method: Method, instance: Any, reference: Reference) -> float:
+    """The first tolerance that is within the problem's target; if none is, the last."""
     for tolerance in method.tolerances:
-        _, state = method.build(instance, tolerance).forward().call()
-        if _distance(state, reference.final_state) <= target:
+        program = method.build(instance, tolerance)
+        if problem.calibrate_on == "gradient":
+            error = _gradient_error(program.gradient().call()[1], reference)
+        else:
+            error = _distance(program.forward().call()[1], reference.final_state)
+        if error <= problem.target:
             break
     return tolerance
 
@@ -205,13 +219,17 @@ def measure(program: Program, reference: Reference) -> Figures:
         "process_peak_mib": process_peak,
         "state_error": _distance(state, reference.final_state),
         "loss_error": abs(float(loss) - reference.loss),
-        "gradient_error": _distance(slope, reference.gradient)
-        / float(np.linalg.norm(reference.gradient)),
+        "gradient_error": _gradient_error(slope, reference),
     }
 
 
 def _distance(x: Any, reference: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(x).reshape(reference.shape) - reference))
+
+
+def _gradient_error(gradient: Any, reference: Reference) -> float:
+    error = _distance(gradient, reference.gradient)
+    return error / float(np.linalg.norm(reference.gradient))
 
 
 def _clock(function: Callable[[], Ready]) -> tuple[Ready, float]:

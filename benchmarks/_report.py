@@ -39,13 +39,14 @@ def table(problem: Problem, size: int, rows: list[Row]) -> str:
         if row.status != "ok":
             lines.append(f"| {row.method} | {row.status} |" + " |" * len(COLUMNS))
             continue
-        accurate = row.summary["state_error"] <= problem.target
+        accurate = problem.accurate(row.summary)
         missed |= not accurate
         cells = [row.method if accurate else f"{row.method}*", _cell(row.tolerance, ".0e")]
         cells += [_cell(row.summary[key], form) for _, key, form in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     if missed:
-        lines += ["", f"`*`: final state not within {problem.target:.0e}: not at equal accuracy."]
+        what = "gradient" if problem.calibrate_on == "gradient" else "final state"
+        lines += ["", f"`*`: {what} not within {problem.target:.0e}: not at equal accuracy."]
     return "\n".join(lines)
 
 

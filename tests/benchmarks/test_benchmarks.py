@@ -1,5 +1,6 @@
 """The benchmarks' references are right; no method is dropped and no error hidden."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 from benchmarks import __main__, _harness, _report
 from benchmarks._harness import Method, Problem, Reference, Row
@@ -42,6 +44,12 @@ def _problem(**methods: Method) -> Problem:
     )
 
 
+def _difference(loss, at, direction, step):
+    """The derivative along a direction, by differences of fourth order."""
+    ahead, behind, ahead2, behind2 = (loss(at + k * step * direction) for k in (1, -1, 2, -2))
+    return (8 * (ahead - behind) - (ahead2 - behind2)) / (12 * step)
+
+
 def test_reference_of_the_transmon():
     transmon = importlib.import_module("benchmarks.transmon")
     instance = transmon.instance(7)
@@ -60,12 +68,57 @@ def test_reference_of_the_transmon():
     np.testing.assert_allclose(reference.final_state, final_state(instance.amplitudes), atol=1e-13)
     np.testing.assert_allclose(reference.loss, loss(instance.amplitudes), atol=1e-13)
     direction = np.random.default_rng(1).standard_normal(instance.amplitudes.shape)
-    step = 1e-3  # fourth-order differences: step**4 and rounding / step both stay below 1e-11
-    ahead, behind, ahead2, behind2 = (
-        loss(instance.amplitudes + k * step * direction) for k in (1, -1, 2, -2)
-    )
-    difference = (8 * (ahead - behind) - (ahead2 - behind2)) / (12 * step)
+    # step**4 and rounding / step both stay below 1e-11
+    difference = _difference(loss, instance.amplitudes, direction, 1e-3)
     np.testing.assert_allclose(np.sum(reference.gradient * direction), difference, rtol=1e-9)
+
+
+def _solve(velocity, time, state, parameters):
+    field = lambda t, z: velocity(np, z, parameters)
+    return solve_ivp(field, (0, time), state, "DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
+
+
+def test_reference_of_the_lattice():
+    lattice = importlib.import_module("benchmarks.lattice")
+    instance = lattice.instance(5)
+    reference = lattice.reference(instance)
+
+    def loss(hopping):
+        z = _solve(lattice.velocity, instance.time, instance.z0, hopping)
+        return np.sum(np.abs(z - instance.target) ** 2) / 2
+
+    np.testing.assert_allclose(reference.loss, loss(instance.hopping), rtol=1e-12)
+    direction = np.random.default_rng(1).standard_normal((lattice.SITES, 2)) @ [1, 1j]
+    difference = _difference(loss, instance.hopping, direction, 1e-3)
+    slope = np.sum(reference.gradient * direction).real  # no conjugate: JAX's convention
+    scale = np.linalg.norm(reference.gradient) * np.linalg.norm(direction)
+    np.testing.assert_allclose(slope, difference, atol=1e-9 * scale)
+
+
+def test_reference_of_the_ginzburg_landau_equation():
+    module = importlib.import_module("benchmarks.ginzburg_landau")
+    instance = module.instance(16)
+    reference = module.reference(instance)
+
+    def loss(gain):
+        u = _solve(module.velocity, module.TIME, instance.u0, gain)
+        return module.DX * np.sum((np.abs(u) ** 2 - 1) ** 2 / 4 + u.real)
+
+    np.testing.assert_allclose(reference.loss, loss(instance.gain), rtol=1e-11)
+    direction = np.random.default_rng(1).standard_normal(16)
+    difference = _difference(loss, instance.gain, direction, 1e-3)
+    np.testing.assert_allclose(reference.gradient @ direction, difference, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["lattice", "ginzburg_landau"])
+def test_real_and_complex_velocities_are_the_same(name):
+    module = importlib.import_module(f"benchmarks.{name}")
+    rng = np.random.default_rng(2)
+    z = rng.standard_normal((2, 9))
+    p = rng.standard_normal((2, 9)) if name == "lattice" else rng.standard_normal(9)
+    x, y = module.real_velocity(np, z, p)
+    expected = module.velocity(np, z[0] + 1j * z[1], p[0] + 1j * p[1] if p.ndim == 2 else p)
+    np.testing.assert_allclose(x + 1j * y, expected, rtol=1e-12)
 
 
 def test_the_loosest_sufficient_tolerance_is_taken():
@@ -73,9 +126,25 @@ def test_the_loosest_sufficient_tolerance_is_taken():
     instance = problem.instance(1)
     method = Method(_turn(), (), _harness.decades(-6, -12))
     reference = problem.reference(instance)
+
+    def calibrate(**changes):
+        changed = dataclasses.replace(problem, **changes)
+        return _harness.calibrate(changed, method, instance, reference)
+
     # The state is off by the tolerance itself; 1e-8 is the target but for rounding.
-    assert _harness.calibrate(method, instance, reference, 2e-8) == 1e-8
-    assert _harness.calibrate(method, instance, reference, 1e-15) == 1e-12
+    assert calibrate(target=2e-8) == 1e-8
+    assert calibrate(target=1e-15) == 1e-12
+    assert calibrate(target=2e-8, calibrate_on="gradient") == 1e-6  # that is exact
+
+
+def test_accuracy_may_be_that_of_the_gradient():
+    errors = {"state_error": 1e-3, "gradient_error": 1e-9}
+    on_state = _problem()
+    on_gradient = dataclasses.replace(on_state, calibrate_on="gradient")
+    assert on_gradient.accurate(errors) and not on_state.accurate(errors)
+    summary = dict.fromkeys((key for _, key, _ in _report.COLUMNS), 1.0)
+    table = _report.table(on_gradient, 1, [Row("cdiffeq", summary=summary)])
+    assert "| cdiffeq* |" in table and "gradient not within 1e-08" in table
 
 
 def test_errors_are_measured():
