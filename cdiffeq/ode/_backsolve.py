@@ -36,8 +36,7 @@ class Backsolve(eqx.Module):
     **Cost**: one solve of a system of twice the state and the parameters; a step costs a vjp of f for each
     stage. **Memory**: a few states, however many steps.
 
-    Source: R. T. Q. Chen et al. 2018, arXiv:1806.07366; in the form for complex numbers, FORMULAS of this
-    module's parent.
+    Source: R. T. Q. Chen et al. 2018, arXiv:1806.07366.
 
     >>> f = lambda t, z, w: -1j * w * z
     >>> loss = lambda w: cd.ode.solve(f, 1 + 0j, [0.0, 1.0], w, adjoint=cd.ode.Backsolve()).ys[-1].real

@@ -34,14 +34,16 @@ class Dense(eqx.Module):
         grid = grid_of(self.ts, self, self.problem.stepping)
         numbers = jnp.arange(len(self.states))
         starts = jax.vmap(lambda n: step_times(self.ts, grid.at(n))[0])(numbers)
-        held = jnp.where(numbers < grid.count, jax.lax.stop_gradient(starts), jnp.inf)
+        held = jnp.where(numbers < grid.total, jax.lax.stop_gradient(starts), jnp.inf)
         n = jnp.clip(jnp.searchsorted(held, jax.lax.stop_gradient(s), side="right") - 1, 0)
         inside = (s >= self.ts[0]) & (s <= self.ts[-1])
         # Outside a time that can be solved for, so that nothing but the NaN comes of it.
         s = jnp.where(inside, s, starts[n])
         stepping = self.problem.stepping
         few = dataclasses.replace(stepping, first=jnp.inf, max_steps=64)
-        problem = dataclasses.replace(self.problem, stepping=self.problem.adjoint.prepare(few, False))
+        problem = dataclasses.replace(
+            self.problem, stepping=self.problem.adjoint.prepare(few, False)
+        )
         span = jnp.stack([starts[n], s])
         out = flow(self.states[n], span, self.params, self.fixed, problem)
         y, _ = self.layout.unpack(out.ys[-1])

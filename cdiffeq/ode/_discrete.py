@@ -92,7 +92,7 @@ def run_steps_back(
     stepping = problem.stepping
     F, stepper, stride = problem.with_fixed(fixed), stepping.stepper, stepping.stride
     grid = grid_of(ts, out, stepping)
-    count = grid.count
+    count = grid.total
 
     def segment(i, state):
         first = ((count - 1) // stride - i) * stride

@@ -1,9 +1,9 @@
 r"""The time at which a real function of the solution changes sign, and its derivative.
 
-    primal     e(t*, y(t*)) = 0
-    tangent    dt* = -de / (de/dt),     de the change of e(t*, y(t*)) at a fixed time t*,
-                                        de/dt = partial_t e + <grad e, F>
-    adjoint    g -> the gradient of e(t*, y(t*)) at fixed t*, times -g / (de/dt)
+primal     e(t*, y(t*)) = 0
+tangent    dt* = -de / (de/dt),     de the change of e(t*, y(t*)) at a fixed time t*,
+                                    de/dt = partial_t e + <grad e, F>
+adjoint    g -> the gradient of e(t*, y(t*)) at fixed t*, times -g / (de/dt)
 """
 
 from __future__ import annotations

@@ -43,7 +43,6 @@ class ForwardSensitivity(eqx.Module):
         return stepping
 
     def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        y0, ts, params, fixed, _ = args
         first = lambda tree: jax.tree.map(lambda a: a[None], tree)
         ys, failed = _sensitivities(problem, args, out, first(tuple(dargs[:3])))
         zeros = jax.tree.map(jnp.zeros_like, out)

@@ -36,8 +36,8 @@ class Interpolated(eqx.Module):
     **Arguments**: `checkpoints`: how many states to keep; by default the square root of max_steps.
 
     **Cost**: a forward solve between the checkpoints, one more for the interpolation, and the costate: at
-    least one step for each step forward, with two vjps of f for each stage. **Memory**: `checkpoints` states, and
-    as many as there are steps between two of them; one number for each of max_steps.
+    least one step for each step forward, with two vjps of f for each stage. **Memory**: `checkpoints`
+    states, as many as there are steps between two of them, and one number for each of max_steps.
 
     Source: the quadrature is that of C. Rackauckas's GaussAdjoint in SciMLSensitivity (arXiv:2001.04385).
 
@@ -54,7 +54,9 @@ class Interpolated(eqx.Module):
         stride = square_root(stepping.max_steps)
         if self.checkpoints is not None:
             if not isinstance(self.checkpoints, int) or self.checkpoints < 1:
-                raise ValueError(f"checkpoints must be a positive integer, got {self.checkpoints!r}.")
+                raise ValueError(
+                    f"checkpoints must be a positive integer, got {self.checkpoints!r}."
+                )
             stride = math.ceil(stepping.max_steps / self.checkpoints)
         return dataclasses.replace(stepping, stride=stride, record=True)
 

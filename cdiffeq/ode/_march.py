@@ -36,7 +36,7 @@ class Grid(NamedTuple):
     ends: Real[Array, " M"]
 
     @property
-    def count(self) -> Int[Array, ""]:
+    def total(self) -> Int[Array, ""]:
         """How many steps there are."""
         return self.before[-1]
 
@@ -52,7 +52,7 @@ class EqualGrid(NamedTuple):
     before: Int[Array, " saves"]
 
     @property
-    def count(self) -> Int[Array, ""]:
+    def total(self) -> Int[Array, ""]:
         return self.before[-1]
 
     def at(self, n: Any) -> tuple[Any, Any, Any]:
@@ -165,7 +165,9 @@ class _State(NamedTuple):
     code: Any
     meter: Any
     total: Any  # of what is summed over the accepted steps
-    before: Any  # with an event: the last step's initial time, its length, the state there, e before it
+    before: (
+        Any  # with an event: the last step's initial time, its length, the state there, e before it
+    )
 
 
 def march(
@@ -280,9 +282,9 @@ def march(
         time = jnp.where(s.code == Code.EVENT, t + root, time)
     evaluations = s.tried * stepper.evaluations + saves - 1
     report = Report(code, time, s.steps, s.tried - s.steps, evaluations)
-    report = jnp.stack([still(jnp.asarray(x, dtype)) for x in report])
+    numbers = jnp.stack([still(jnp.asarray(x, dtype)) for x in report])
     last = stepper.last(s.carry, y0) if hasattr(stepper, "last") else jnp.zeros(0, dtype)
-    record = Record(ys, s.ends, counts.astype(dtype), s.kept, last, report)
+    record = Record(ys, s.ends, counts.astype(dtype), s.kept, last, numbers)
     return record if summand is None else (record, s.total)
 
 

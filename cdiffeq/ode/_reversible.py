@@ -117,7 +117,9 @@ class Reversible(eqx.Module):
             raise ValueError(f"Reversible: l must be between 0 and 1, got {self.l!r}.")
         if not isinstance(stepping.stepper, ExplicitStepper):
             name = type(stepping.stepper.solver).__name__
-            raise TypeError(f"adjoint=Reversible() needs an explicit Runge-Kutta solver; got {name}.")
+            raise TypeError(
+                f"adjoint=Reversible() needs an explicit Runge-Kutta solver; got {name}."
+            )
         return dataclasses.replace(
             stepping, stepper=CoupledStepper(stepping.stepper, self.l), record=True
         )
@@ -132,7 +134,7 @@ class Reversible(eqx.Module):
 
         def back(i, state):
             y1, z1, c_y, c_z, g_ts, g_params = state
-            place = grid.at(grid.count - 1 - i)
+            place = grid.at(grid.total - 1 - i)
             k, _, end = place
             t, h = step_times(ts, place)
             c_y = c_y + jnp.where(end >= 1, g.ys[k + 1], 0)
@@ -143,17 +145,17 @@ class Reversible(eqx.Module):
 
         zeros = jax.tree.map(jnp.zeros_like, (y0, y0, ts, params))
         state = (out.ys[-1], out.last, *zeros)
-        *_, c_y, c_z, g_ts, g_params = jax.lax.fori_loop(0, grid.count, back, state)
+        *_, c_y, c_z, g_ts, g_params = jax.lax.fori_loop(0, grid.total, back, state)
         eps = jnp.finfo(y0.dtype).eps
         limit = math.sqrt(eps) if self.rounding is None else self.rounding
-        growth = eps * jnp.exp(-math.log(self.l) * grid.count.astype(y0.dtype))
-        values = (growth, jnp.asarray(limit, y0.dtype), grid.count, jnp.asarray(self.l))
+        growth = eps * jnp.exp(-math.log(self.l) * grid.total.astype(y0.dtype))
+        values = (growth, jnp.asarray(limit, y0.dtype), grid.total, jnp.asarray(self.l))
         gradients = (c_y + c_z + g.ys[0], g_ts, g_params)
         return require(problem, gradients, ~(growth <= limit), _error, *values)
 
 
 def _error(growth: Any, limit: Any, steps: Any, l: Any) -> Exception:
     return RuntimeError(
-        f"Reversible: over {int(steps)} steps at l = {float(l):.6g} rounding may grow to {float(growth):.2g}, "
-        f"and at most {float(limit):.2g} is allowed. Take an l closer to 1, fewer steps, or Discrete()."
+        f"Reversible: over {int(steps)} steps at l = {float(l):.6g} rounding may grow to "
+        f"{float(growth):.2g}, and at most {float(limit):.2g} is allowed. Take an l closer to 1, fewer steps, or Discrete()."
     )

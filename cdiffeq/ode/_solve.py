@@ -10,7 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+import optimistix
+from diffrax._root_finder import use_stepsize_tol
+from jaxtyping import PyTree
 
 from cdiffeq._arrays import as_params, as_times
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
@@ -108,9 +110,13 @@ def solve(
     if adjoint is None:
         adjoint = Discrete() if stepper.tableau is not None else Interpolated()
     if not hasattr(adjoint, "pull_back"):
-        raise TypeError(f"adjoint must be an adjoint method such as cd.ode.Discrete(), got {adjoint!r}.")
+        raise TypeError(
+            f"adjoint must be an adjoint method such as cd.ode.Discrete(), got {adjoint!r}."
+        )
     if dense and not isinstance(adjoint, Discrete):
-        raise ValueError(f"dense=True keeps every step, and needs adjoint=Discrete(); got {adjoint!r}.")
+        raise ValueError(
+            f"dense=True keeps every step, and needs adjoint=Discrete(); got {adjoint!r}."
+        )
     for name, fn in (("f", f), ("event", event), ("cost", cost)):
         if fn is not None and not callable(fn):
             raise TypeError(f"{name} must be a function (t, y, args), got {type(fn).__name__}.")
@@ -157,7 +163,9 @@ def _solve(functions: Any, y0: Any, ts: Any, args: Any, static: Any) -> Any:
         y, _ = layout.unpack(flat)
         value = jnp.asarray(event(direction * s, y, eqx.combine(moving, still, rest)))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(f"event must return a real number, got {value.dtype}{list(value.shape)}.")
+            raise TypeError(
+                f"event must return a real number, got {value.dtype}{list(value.shape)}."
+            )
         return value.astype(flat.dtype)
 
     flat0 = layout.pack(state)
@@ -183,7 +191,9 @@ def _solve(functions: Any, y0: Any, ts: Any, args: Any, static: Any) -> Any:
         if dense
         else None
     )
-    stats = Stats(*(x.astype(jnp.int32) for x in (report.steps, report.rejected, report.evaluations)))
+    stats = Stats(
+        *(x.astype(jnp.int32) for x in (report.steps, report.rejected, report.evaluations))
+    )
     solution = Solution(
         ts, ys, costs, when, occurred, stats, report.code == Code.SUCCESS, interpolation
     )
@@ -214,18 +224,24 @@ def _state(y0: Any) -> Any:
     for path, leaf in leaves:
         where = "y0" + jax.tree_util.keystr(path)
         if not isinstance(leaf, float | complex | np.ndarray | np.generic | jax.Array):
-            raise TypeError(f"{where} must be a floating or complex array, got {type(leaf).__name__}.")
+            raise TypeError(
+                f"{where} must be a floating or complex array, got {type(leaf).__name__}."
+            )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"{where} must be floating or complex, got {jnp.result_type(leaf)}: make it so, for "
                 "example with .astype(float)."
             )
     # Weak types, of Python's numbers, would change between the state and what f returns.
-    y0 = jax.tree.map(lambda y: jax.lax.convert_element_type(jnp.asarray(y), jnp.result_type(y)), y0)
+    y0 = jax.tree.map(
+        lambda y: jax.lax.convert_element_type(jnp.asarray(y), jnp.result_type(y)), y0
+    )
     widths = {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y0)}
     if len(widths) > 1 or np.finfo(widths.copy().pop()).bits < 32:
         got = ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(y0))
-        raise TypeError(f"the leaves of y0 must all be of single or all of double precision; got {got}.")
+        raise TypeError(
+            f"the leaves of y0 must all be of single or all of double precision; got {got}."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(y0):
         if not is_traced(leaf) and not np.all(np.isfinite(leaf)):
             raise ValueError(f"y0{jax.tree_util.keystr(path)} must be finite, got {leaf}.")
@@ -240,7 +256,9 @@ def _check_tolerances(rtol: Any, atol: Any, layout: Layout) -> None:
         check_tolerance("atol", atol, layout.dtype)
     else:
         # The message speaks of the dtype that the user gave.
-        check_tolerance("rtol", rtol, next((d for d in layout.dtypes if is_complex(d)), layout.dtype))
+        check_tolerance(
+            "rtol", rtol, next((d for d in layout.dtypes if is_complex(d)), layout.dtype)
+        )
 
 
 def _solver(solver: Any, rtol: float, stiff: bool) -> Any:
@@ -249,7 +267,9 @@ def _solver(solver: Any, rtol: float, stiff: bool) -> Any:
             return diffrax.Kvaerno5()
         return diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
     if not isinstance(solver, diffrax.AbstractSolver):
-        raise TypeError(f"solver must be a solver of diffrax, such as diffrax.Tsit5(), got {solver!r}.")
+        raise TypeError(
+            f"solver must be a solver of diffrax, such as diffrax.Tsit5(), got {solver!r}."
+        )
     known = isinstance(solver, diffrax.AbstractRungeKutta | diffrax.Euler | diffrax.ImplicitEuler)
     if not known or solver.term_structure is not diffrax.AbstractTerm:
         raise TypeError(
@@ -273,7 +293,9 @@ def _controller(stepsize: Any, solver: Any, rtol: float, atol: float) -> Any:
         return float(stepsize)
     if isinstance(stepsize, diffrax.PIDController):
         if not adaptive:
-            raise ValueError(f"{type(solver).__name__} estimates no errors: pass stepsize as a float.")
+            raise ValueError(
+                f"{type(solver).__name__} estimates no errors: pass stepsize as a float."
+            )
         return stepsize
     raise TypeError(
         f"stepsize must be a float or a diffrax.PIDController, got {stepsize!r}. Put the times of jumps "
@@ -284,10 +306,10 @@ def _controller(stepsize: Any, solver: Any, rtol: float, atol: float) -> Any:
 def _with_tolerances(solver: Any, rtol: Any, atol: Any) -> Any:
     """An implicit solver whose Newton iterations stop at the tolerances of the steps."""
     root_finder = getattr(solver, "root_finder", None)
-    for name, value in (("rtol", rtol), ("atol", atol), ("norm", diffrax.PIDController(1, 1).norm)):
-        if getattr(root_finder, name, None) is diffrax._root_finder.use_stepsize_tol:
-            solver = eqx.tree_at(lambda s, name=name: getattr(s.root_finder, name), solver, value)
-    return solver
+    wanted = {"rtol": rtol, "atol": atol, "norm": optimistix.rms_norm}
+    open_ = [name for name in wanted if getattr(root_finder, name, None) is use_stepsize_tol]
+    where = lambda s: [getattr(s.root_finder, name) for name in open_]
+    return eqx.tree_at(where, solver, [wanted[name] for name in open_]) if open_ else solver
 
 
 def _check_field(f: Any, ts: Any, y0: Any, args: Any) -> None:

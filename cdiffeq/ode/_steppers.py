@@ -29,7 +29,9 @@ from jaxtyping import Array, Bool, Float, PyTree, Real
 
 from cdiffeq.wirtinger._linear_map import pull_back
 
-Field = Callable[[Any, Any, Any], Any]  # (t, y, p) -> dy/dt, all real vectors but for the parameters
+Field = Callable[
+    [Any, Any, Any], Any
+]  # (t, y, p) -> dy/dt, all real vectors but for the parameters
 
 
 class Step(NamedTuple):
@@ -67,7 +69,7 @@ class ExplicitStepper:
 
     @property
     def tableau(self) -> diffrax.ButcherTableau:
-        return self.solver.tableau
+        return self.solver.tableau  # type: ignore[return-value]  # see make_stepper
 
     @property
     def evaluations(self) -> int:
@@ -101,19 +103,21 @@ class ExplicitStepper:
         y1 = Ys[-1] if tab.fsal else y + h * _weigh(tab.b_sol, K)
         error = h * _weigh(tab.b_error, K) if self.has_error else None
         carry = k if tab.fsal else F(t + h, y1, p)
-        return Step(y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dict(y0=y, y1=y1, k=h * K))
+        return Step(
+            y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dict(y0=y, y1=y1, k=h * K)
+        )
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
         tab = self.tableau
         count = tab.num_stages
         while tab.b_sol[count - 1] == 0:  # stages that only the error estimate or the next step use
             count -= 1
-        K = None
-        pulls = []
-        for i in range(count):
-            Y = y + h * _weigh(tab.a_lower[i - 1], K) if i else y
+        k, pull = pull_back(F, _stage_time(t, h, 0.0), y, p)
+        K, pulls = _rows(count, k), [pull]
+        for i in range(1, count):
+            Y = y + h * _weigh(tab.a_lower[i - 1], K)
             k, pull = pull_back(F, _stage_time(t, h, _nodes(tab)[i]), Y, p)
-            K = K.at[i].set(k) if i else _rows(count, k)
+            K = K.at[i].set(k)
             pulls.append(pull)
         return _stages_back(tab, count, h, mu, K, lambda i, l: pulls[i](l))
 
@@ -258,9 +262,7 @@ def _stage_states(tab, y, ks):
 
 
 def _stages(tab, Ys):
-    return [
-        (c, float(b), Y) for c, b, Y in zip(_nodes(tab), tab.b_sol, Ys, strict=True) if b != 0
-    ]
+    return [(c, float(b), Y) for c, b, Y in zip(_nodes(tab), tab.b_sol, Ys, strict=True) if b != 0]
 
 
 def _stage_time(t, h, c):

@@ -285,16 +285,12 @@ def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
     return as_array(name, A)
 
 
-
-
 def _as_matrix(name: str, A: Any) -> Inexact[Array, "n n"]:
     A = as_dense(name, A)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
         raise ValueError(f"{name} must be a square matrix (n, n), got shape {A.shape}.")
     require_finite(name, A)
     return A
-
-
 
 
 def _require_callable(name: str, fn: Any) -> None:

@@ -343,7 +343,6 @@ def _states(name: str, psi: Any, n: int) -> Any:
     return psi
 
 
-
 def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
     """The complex dtype of the data as given, and the one that JAX computes in."""
     given = np.asarray(psi0).dtype if not hasattr(psi0, "dtype") else psi0.dtype

@@ -113,7 +113,9 @@ NAN_LATER = lambda t, z, w: z * jnp.where(t > 0.5, jnp.nan, 1.0)
     ],
 )
 def test_failures_at_run_time(f, options, message):
-    run = lambda z, **more: cd.ode.solve(f, z, [0.0, 3.0], solver=diffrax.Tsit5(), **options, **more)
+    run = lambda z, **more: cd.ode.solve(
+        f, z, [0.0, 3.0], solver=diffrax.Tsit5(), **options, **more
+    )
     with pytest.raises(RuntimeError, match=message):
         run(1 + 0j)
     with pytest.raises(WRAPPED, match=message):
@@ -125,17 +127,25 @@ def test_failures_at_run_time(f, options, message):
 
 def test_traced_times_out_of_order():
     with pytest.raises(WRAPPED, match="ts must ascend or descend"):
-        jax.block_until_ready(jax.jit(lambda ts: cd.ode.solve(F, 1j, ts).ys)(jnp.array([0.0, 2, 1])))
+        jax.block_until_ready(
+            jax.jit(lambda ts: cd.ode.solve(F, 1j, ts).ys)(jnp.array([0.0, 2, 1]))
+        )
 
 
 def test_backsolve_says_by_how_much_it_drifted():
     def end(k, throw):
         adjoint = cd.ode.Backsolve()
         decay = lambda t, z, k: -k * z
-        return cd.ode.solve(decay, 1 + 0j, TS, k, adjoint=adjoint, throw=throw, max_steps=500).ys[-1].real
+        return (
+            cd.ode.solve(decay, 1 + 0j, TS, k, adjoint=adjoint, throw=throw, max_steps=500)
+            .ys[-1]
+            .real
+        )
 
     np.testing.assert_allclose(jax.grad(end)(0.1, True), -np.exp(-0.1), rtol=1e-4)
-    with pytest.raises(WRAPPED, match=r"Backsolve: (solved backward, the state came back \S+ off|the back)"):
+    with pytest.raises(
+        WRAPPED, match=r"Backsolve: (solved backward, the state came back \S+ off|the back)"
+    ):
         jax.grad(end)(30.0, True)
     assert np.isnan(jax.grad(end)(30.0, False))
 

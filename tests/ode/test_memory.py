@@ -19,8 +19,8 @@ def field(t, z, c):
 def temporary(max_steps: int, adjoint, **options) -> int:
     def loss(z, c):
         solution = cd.ode.solve(
-            field, z, [0.0, 1.0], c, adjoint=adjoint, max_steps=max_steps, solver=diffrax.Bosh3(), throw=False,
-            **options,
+            field, z, [0.0, 1.0], c, adjoint=adjoint, max_steps=max_steps, solver=diffrax.Bosh3(),
+            throw=False, **options,
         )  # fmt: skip
         return jnp.sum(jnp.abs(solution.ys[-1]) ** 4)
 

@@ -28,7 +28,10 @@ def field(t, y, p):
     """Neither holomorphic nor autonomous; real and complex states and parameters."""
     z, n = y["z"], y["n"]
     drive = p["r"] * jnp.cos(2 * t) * jnp.conj(z[::-1])
-    return {"z": p["a"] * n * z - (1 + 2j) * jnp.abs(z) ** 2 * z + drive, "n": jnp.sum(jnp.abs(z)) - n}
+    return {
+        "z": p["a"] * n * z - (1 + 2j) * jnp.abs(z) ** 2 * z + drive,
+        "n": jnp.sum(jnp.abs(z)) - n,
+    }
 
 
 def solve(y0, ts, p, **options):
@@ -67,7 +70,9 @@ def test_implicit_solvers(solver):
 
 def _loss(y0, ts, p, **options):
     ys = solve(y0, ts, p, **options).ys
-    return jnp.sum(jnp.abs(ys["z"][:, 0] + 0.3 * jnp.conj(ys["z"][:, 1])) ** 4) + jnp.sum(ys["n"] ** 3)
+    return jnp.sum(jnp.abs(ys["z"][:, 0] + 0.3 * jnp.conj(ys["z"][:, 1])) ** 4) + jnp.sum(
+        ys["n"] ** 3
+    )
 
 
 @pytest.mark.slow
@@ -153,9 +158,13 @@ def test_adaptive_steps_are_differentiated_as_taken():
 
 def test_gradient_of_what_f_closes_over():
     A = jnp.array([[0.1, 1j], [1j, -0.2]])
-    end = lambda A, args: cd.ode.solve(
-        lambda t, y, a: (A if a is None else a) @ y, jnp.array([1 + 0j, 0]), [0.0, 1.0], args
-    ).ys[-1, 0].real
+    end = lambda A, args: (
+        cd.ode.solve(
+            lambda t, y, a: (A if a is None else a) @ y, jnp.array([1 + 0j, 0]), [0.0, 1.0], args
+        )
+        .ys[-1, 0]
+        .real
+    )
     closed = jax.grad(lambda A: end(A, None))(A)
     np.testing.assert_allclose(closed, jax.grad(lambda a: end(A, a))(A), rtol=1e-13)
     assert np.max(np.abs(closed)) > 0.1

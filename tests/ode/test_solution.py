@@ -28,7 +28,10 @@ def test_times_in_any_order(ts):
 def test_one_time_is_the_initial_state():
     solution = cd.ode.solve(ROTATION, 1 + 2j, [0.3], W)
     np.testing.assert_array_equal(solution.ys, [1 + 2j])
-    assert jax.grad(lambda z: jnp.abs(cd.ode.solve(ROTATION, z, [0.3], W).ys[0]) ** 2)(1 + 2j) == 2 - 4j
+    assert (
+        jax.grad(lambda z: jnp.abs(cd.ode.solve(ROTATION, z, [0.3], W).ys[0]) ** 2)(1 + 2j)
+        == 2 - 4j
+    )
 
 
 def test_dense_values_and_derivatives():
@@ -112,7 +115,9 @@ def test_running_cost():
     np.testing.assert_allclose(run(W).cost["z"], exact(W), atol=1e-8)
     np.testing.assert_allclose(run(W).cost["power"], [0.0, 4.0, 8.0], atol=1e-7)
     slope = jax.grad(lambda w: run(w).cost["z"][-1].real)(W)
-    np.testing.assert_allclose(slope, (exact(W + 1e-5) - exact(W - 1e-5))[-1].real / 2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        slope, (exact(W + 1e-5) - exact(W - 1e-5))[-1].real / 2e-5, atol=1e-6
+    )
 
 
 def test_models_as_args_and_as_fields():
@@ -127,7 +132,9 @@ def test_models_as_args_and_as_fields():
     model = Model(jnp.array([[0.1, 1j], [-1j, 0.3]]), jnp.tanh)
     y0 = jnp.array([0.5 + 0j, 0.2j])
     as_args = eqx.filter_grad(
-        lambda m: jnp.sum(jnp.abs(cd.ode.solve(lambda t, z, m: m(t, z), y0, [0.0, 1.0], m).ys[-1, :1]))
+        lambda m: jnp.sum(
+            jnp.abs(cd.ode.solve(lambda t, z, m: m(t, z), y0, [0.0, 1.0], m).ys[-1, :1])
+        )
     )
     as_field = eqx.filter_grad(
         lambda m: jnp.sum(jnp.abs(cd.ode.solve(m, y0, [0.0, 1.0]).ys[-1, :1]))
