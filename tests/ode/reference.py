@@ -101,13 +101,15 @@ def reference(problem: Problem, rtol: float = 1e-13) -> Reference:
 
     def both(t, flat):
         z, dz = flat[:n], flat[n:].reshape(-1, n)
-        return np.concatenate([still(t, z), problem.tangent(t, z, p, dz, dp).ravel()])
+        dz = problem.tangent(t, z, still, dz, dp)
+        return np.concatenate([problem.field(np, t, z, still), dz.ravel()])
 
     if problem.frame is not None:
         w, dw = p[problem.frame], dp[problem.frame]
-        p = p | {problem.frame: 0 * w}
         dp = dp | {problem.frame: 0 * dw}
-    still = lambda t, y: problem.field(np, t, y, p)
+        still = p | {problem.frame: 0 * w}
+    else:
+        still = p
     start = np.concatenate([problem.y0, dy0.ravel()]).astype(complex)
     solved = solve_ivp(both, ts[[0, -1]], start, "DOP853", ts, rtol=rtol, atol=rtol / 10)
     assert solved.success
