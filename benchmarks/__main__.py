@@ -33,7 +33,12 @@ def main(arguments: list[str]) -> int:
         sizes = problem.quick_sizes if options.quick else problem.sizes
         for size in getattr(options, problem.size_name) or sizes:
             rows = _harness.run(
-                name, size, options.methods or list(problem.methods), options.repeats, options.limit
+                name,
+                size,
+                options.methods or list(problem.methods),
+                options.repeats,
+                options.limit,
+                not options.quick,
             )
             print(_report.table(problem, size, rows), end="\n\n", flush=True)
             failed |= any(row.status.startswith("failed") for row in rows)
@@ -63,7 +68,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="SECONDS",
         help="time of one process, after which a method is reported as 'over N s' (%(default)g)",
     )
-    parser.add_argument("--quick", action="store_true", help="tiny, one run each, nothing saved")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, loosest tolerance, one run each, nothing saved"
+    )
     parser.add_argument("--no-save", action="store_false", dest="save")
     parser.add_argument("--worker", metavar="JOB", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -147,6 +147,17 @@ def test_accuracy_may_be_that_of_the_gradient():
     assert "| cdiffeq* |" in table and "gradient not within 1e-08" in table
 
 
+@pytest.mark.parametrize(("calibrated", "tolerance"), [(True, 1e-8), (False, 1e-6)])
+def test_the_loosest_tolerance_is_taken_without_calibration(calibrated, tolerance, monkeypatch):
+    problem = _problem(turn=Method(_turn(), (), (1e-6, 1e-8)))
+    monkeypatch.setattr(_harness, "find_problem", lambda name: problem)
+    errors = {"forward_cpu_s": 1.0, "gradient_cpu_s": 1.0}
+    answers = {"calibrate": 1e-8, "measure": errors}
+    monkeypatch.setattr(_harness, "_ask", lambda job, limit: answers[job["task"]])
+    (row,) = _harness.run("turn", 1, ["turn"], 1, 60.0, calibrated)
+    assert row.tolerance == tolerance
+
+
 def test_errors_are_measured():
     problem = _problem()
     instance = problem.instance(4)
