@@ -1,8 +1,8 @@
 """Values and derivatives of all adjoint methods, against references that don't use this package.
 
-Errors are relative to each block: y0, each parameter, the times. A step's error is below rtol |y|, steps add
-up, and those of the costate on top: the constants below are the length of the problem in steps, about, times
-how much its tangents grow.
+Errors are relative, block by block: y0, each parameter, the times. A step errs by less than rtol |y|, and
+the errors of all steps add up, those of the costate on top. The bounds below, in units of rtol, are this
+sum; where a derivative is the small difference of large terms, its error is larger by their ratio.
 """
 
 import functools
@@ -24,7 +24,8 @@ ADJOINTS = {
     "Reversible": cd.ode.Reversible(l=0.9999),
     "ForwardSensitivity": cd.ode.ForwardSensitivity(),
 }
-BOUND = {LINEAR: 100.0, LANDAU: 100.0, KERR: 300.0, LASER: 100.0, TRIMER: 1e5}
+# The trimer's loss hardly depends on the frequency: what is left of the two hundred turns' errors is large.
+BOUND = {LINEAR: 30.0, LANDAU: 100.0, KERR: 200.0, LASER: 30.0, TRIMER: 1e5}
 # Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
 QUICK = {"xla_backend_optimization_level": 0}
 # What JAX makes of an exception in a callback.
@@ -111,7 +112,8 @@ def check_convergence(problem, adjoint, rtols):
         worst = max(errors, key=errors.get)
         assert errors[worst] < BOUND[problem] * rtol, (rtol, worst, errors)
     first, last = (max(errors.values()) for errors in (found[0], found[-1]))
-    gained = (rtols[0] / rtols[-1]) ** (2 / 3)
+    # At loose tolerances the laser is more accurate than asked for: its first steps are short.
+    gained = (rtols[0] / rtols[-1]) ** (1 / 2 if problem is LASER else 2 / 3)
     assert last * gained < first, (rtols, first, last)
 
 
