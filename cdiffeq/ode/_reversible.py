@@ -157,5 +157,6 @@ class Reversible(eqx.Module):
 def _error(growth: Any, limit: Any, steps: Any, l: Any) -> Exception:
     return RuntimeError(
         f"Reversible: over {int(steps)} steps at l = {float(l):.6g} rounding may grow to "
-        f"{float(growth):.2g}, and at most {float(limit):.2g} is allowed. Take an l closer to 1, fewer steps, or Discrete()."
+        f"{float(growth):.2g}, and at most {float(limit):.2g} is allowed. "
+        "Take an l closer to 1, fewer steps, or Discrete()."
     )
