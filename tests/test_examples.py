@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy.integrate import solve_ivp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEVICES = json.loads((EXAMPLES / "data" / "ibm_devices.json").read_text())
@@ -276,6 +277,135 @@ def test_fit_rabi(tmp_path: Path):
 )
 def test_fit_rabi_refuses(arguments, reason, capsys, monkeypatch):
     assert reason in _refused(_load("fit_rabi.py"), arguments.split(), capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def neural_ode() -> ModuleType:
+    return _load("neural_ode.py")
+
+
+def _network(net, z: complex) -> complex:
+    """neural_ode's network once more."""
+    x = np.array([z])
+    for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+        x = np.asarray(w) @ x + np.asarray(b)
+        if i < len(net.weights) - 1:
+            x = (1 + np.cos(np.angle(x))) / 2 * x
+    return x[0]
+
+
+def _path(field, z: complex, times: np.ndarray) -> np.ndarray:
+    """By SciPy, from z along a field of the real and the imaginary part."""
+
+    def rates(t, v):
+        slope = field(v[0] + 1j * v[1])
+        return [slope.real, slope.imag]
+
+    solved = solve_ivp(
+        rates, times[[0, -1]], [z.real, z.imag], "DOP853", times, rtol=1e-9, atol=1e-11
+    )
+    return solved.y[0] + 1j * solved.y[1]
+
+
+def test_neural_ode_solves_for_its_trajectories(neural_ode: ModuleType):
+    times = neural_ode.TIMES
+    net = neural_ode.Network(3, jax.random.key(1))
+    paths = neural_ode.trajectories(net, neural_ode.STARTS[:2])
+    data = neural_ode.measured(neural_ode.STARTS[:2])
+    for i, z in enumerate(neural_ode.STARTS[:2]):
+        expected = _path(lambda z: _network(net, z), z, times)
+        np.testing.assert_allclose(paths[i], expected, atol=1e-3 * np.max(np.abs(expected)))
+        expected = _path(lambda z: (1 + 2j) * z - (1 + 1j) * abs(z) ** 2 * z, z, times)
+        np.testing.assert_allclose(data[i], expected, atol=1e-6)
+
+
+def test_cardioid(neural_ode: ModuleType):
+    assert neural_ode.cardioid(jnp.array(2.0 + 0j)) == 2
+    assert neural_ode.cardioid(jnp.array(-2.0 + 0j)) == 0
+    assert neural_ode.cardioid(jnp.array(0j)) == 0
+    assert neural_ode.cardioid(jnp.array(2j)) == pytest.approx(1j)
+
+
+@pytest.mark.slow
+def test_neural_ode(tmp_path: Path):
+    done = _run("neural_ode.py", "--quick", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    slope, off = next(line for line in done.stdout.splitlines() if "Slope" in line).split(";")[1:]
+    assert abs(float(slope.split()[-1])) > 1e-3  # a direction that tells something
+    assert float(off.split()[2]) < 1e-5
+    words = next(line for line in done.stdout.splitlines() if "Loss over" in line).split()
+    before, after = float(words[5]), float(words[7])
+    assert after < before / 50
+    assert (tmp_path / "neural_ode.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _laser_field(theta: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """laser_fit's model once more, in real and imaginary part, by SciPy's Radau."""
+    alpha, tau_p, tau_n, s = theta
+
+    def rates(t, v):
+        E, n = v[0] + 1j * v[1], v[2]
+        G = n / (1 + s * abs(E) ** 2)
+        slope = (1 + 1j * alpha) * (G - 1) * E / (2e-3 * tau_p)
+        J = 2 + 0.5 * np.sin(2 * np.pi * t / 5)
+        return [slope.real, slope.imag, (J - n - G * abs(E) ** 2) / tau_n]
+
+    solved = solve_ivp(
+        rates, times[[0, -1]], [0.1, 0.0, 1.0], "Radau", times, rtol=1e-8, atol=1e-10
+    )
+    return solved.y[:2]
+
+
+@pytest.mark.slow
+def test_laser_fit(tmp_path: Path):
+    done = _run("laser_fit.py", "--quick", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = ("alpha ", "tau_p ", "tau_n ", "s ")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(names)]
+    rows = np.array([[float(x) for x in line.split()[-5:]] for line in lines])
+    start, truth, estimate, bars, pulls = rows.T
+    np.testing.assert_array_equal(truth, [3, 2, 2, 0.3])
+    assert np.all(np.abs(start - truth) > 5 * bars)
+    assert np.all(np.abs(pulls) < 4)
+    np.testing.assert_allclose(pulls, (estimate - truth) / bars, atol=0.1)
+    # The inverse of the Fisher information at the truth, by finite differences.
+    times = np.concatenate([np.arange(0, 0.3, 0.005), np.arange(0.3, 5.05, 0.1)])
+    slopes = np.array(
+        [
+            np.ravel(_laser_field(truth + h, times) - _laser_field(truth - h, times))
+            / (2 * h.sum())
+            for h in np.diag(1e-3 * truth)
+        ]
+    )
+    covariance = np.linalg.inv(slopes @ slopes.T / 0.02**2)
+    np.testing.assert_allclose(bars, np.sqrt(np.diag(covariance)), rtol=0.15)
+    steps = {
+        w[0]: int(w[2]) for w in map(str.split, done.stdout.splitlines()) if w[1:2] == ["takes"]
+    }
+    assert steps["Kvaerno5"] < steps["Tsit5"]
+    assert (tmp_path / "laser_fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_laser_fit_solves_the_rate_equations():
+    laser_fit = _load("laser_fit.py")
+    times = np.linspace(0, 1.5, 16)
+    theta = np.array([2.5, 1.8, 2.2, 0.25])
+    found = laser_fit.quadratures(theta, times)
+    np.testing.assert_allclose(found, _laser_field(theta, times), atol=3e-4)
+
+
+@pytest.mark.parametrize("script", ["neural_ode.py", "laser_fit.py"])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--seed -1", "--seed can't be negative"),
+        ("--seed x", "invalid int value: 'x'"),
+        ("--output nowhere/fit.png", "nowhere is not a folder"),
+        ("--output fit", "can't be written as a file without an ending"),
+    ],
+)
+def test_ode_examples_refuse(script, arguments, reason, capsys, monkeypatch):
+    assert reason in _refused(_load(script), arguments.split(), capsys, monkeypatch)
 
 
 def test_the_calibration_has_its_source():
