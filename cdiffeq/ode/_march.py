@@ -352,27 +352,3 @@ def _bisect(e, h, e_start):
 
     low, high = jax.lax.fori_loop(0, jnp.finfo(h.dtype).nmant + 2, halve, (jnp.zeros_like(h), h))
     return (low + high) / 2
-
-
-def _control(stepping, s, t, h, done, length, order):
-    """Whether the step is accepted, where the next should end, and whether there is hope."""
-    t, h, y, y1, error, length = jax.lax.stop_gradient((t, h, s.y, done.y, done.error, length))
-    dtype = y.dtype
-    finite = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(error)) & done.good
-    # diffrax's controllers don't recover from an error that is NaN or infinite.
-    error = jnp.where(finite, error, jnp.finfo(dtype).max ** 0.25)
-    y1 = jnp.where(finite, y1, y)
-    keep, _, target, _, control, _ = stepping.controller.adapt_step_size(
-        t, t + h, y, y1, None, error, order, s.control
-    )
-    empty = length == 0
-    keep = jnp.asarray(keep) & finite | empty
-    wished = s.target - t
-    target = jnp.asarray(target, dtype)
-    # A step that was cut short at a saved time says little about how long the next may be.
-    target = jnp.where(keep & (h < wished), jnp.maximum(target, t + h + wished), target)
-    target = jnp.where(empty, s.target, target)
-    control = jax.tree.map(lambda new, old: jnp.where(empty, old, new), control, s.control)
-    tiny = ~keep & ~(target - t > 8 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(t), length))
-    code = jnp.where(tiny, jnp.where(finite, Code.TINY, Code.NOT_FINITE), Code.SUCCESS)
-    return keep, target, control, code

@@ -214,7 +214,6 @@ def test_a_field_of_nan():
         pytest.param(diffrax.Kvaerno5(), 150, id="Kvaerno5"),
         pytest.param(diffrax.Kvaerno3(), 200, id="Kvaerno3", marks=pytest.mark.slow),
         pytest.param(diffrax.Kvaerno4(), 250, id="Kvaerno4", marks=pytest.mark.slow),
-        pytest.param(diffrax.KenCarp4(), 250, id="KenCarp4", marks=pytest.mark.slow),
     ],
 )
 def test_implicit_steps_of_a_field_that_is_not_holomorphic(solver, most: int):
