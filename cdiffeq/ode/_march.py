@@ -291,7 +291,7 @@ def march(
 def _outcome(F, ts, p, stepping, done, s, ys):
     """What became of a march that began `done` intervals, and how far it came."""
     still = jax.lax.stop_gradient
-    p, ts, y, ys, theta, target = still((p, ts, s.y, ys, s.theta, s.target))
+    p, ts, y, ys, theta = still((p, ts, s.y, ys, s.theta))
     if len(ts) == 1:
         return jnp.where(jnp.all(jnp.isfinite(y)), s.code, Code.NOT_FINITE), ts[0]
     k = jnp.maximum(done - 1, 0)
@@ -300,7 +300,9 @@ def _outcome(F, ts, p, stepping, done, s, ys):
 
     def why():
         """Whether the steps shrank since there are no numbers ahead, or for another reason."""
-        stepper, h = stepping.stepper, jnp.abs(target - time)
+        # A little further than the last of the vanishing steps.
+        scale = jnp.maximum(jnp.abs(time), ts[k + 1] - ts[k])
+        stepper, h = stepping.stepper, 1e3 * jnp.finfo(y.dtype).eps * scale
         ahead = stepper.step(F, time, h, y, p, stepper.init(F, time, y, p))
         blind = ~jnp.all(jnp.isfinite(ahead.y) & jnp.isfinite(ahead.error))
         return jnp.where(blind, Code.NOT_FINITE, Code.TINY)

@@ -64,7 +64,7 @@ def solve(
       the first to the last. f may jump at any of them: no step goes across.
     - `args`: any pytree: arrays, numbers, callables, Equinox modules.
     - `solver`: a solver of diffrax, explicit or diagonally implicit. By default Tsit5, for rtol below 1e-6
-      Dopri8, and Kvaerno5 with ``stiff=True``.
+      Dopri8, and Kvaerno5 with Newton's method where ``stiff=True``.
     - `rtol`, `atol`: tolerances of one step: its error stays below ``atol + rtol |y|`` in the root mean
       square over all real numbers of the state.
     - `stepsize`: a diffrax `PIDController`; or a float: steps of equal size, no longer than that.
@@ -104,7 +104,7 @@ def solve(
     _check_tolerances(rtol, atol, layout)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
-    solver = _solver(solver, rtol, stiff)
+    solver = _solver(solver, rtol, atol, stiff)
     controller = _controller(stepsize, solver, rtol, atol)
     stepper = make_stepper(_with_tolerances(solver, rtol, atol))
     if adjoint is None:
@@ -261,10 +261,12 @@ def _check_tolerances(rtol: Any, atol: Any, layout: Layout) -> None:
         )
 
 
-def _solver(solver: Any, rtol: float, stiff: bool) -> Any:
+def _solver(solver: Any, rtol: float, atol: float, stiff: bool) -> Any:
     if solver is None:
         if stiff:
-            return diffrax.Kvaerno5()
+            # diffrax's default, a chord method, gives up so often that more steps are rejected than
+            # accepted on strongly nonlinear problems; Newton's method doesn't.
+            return diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=rtol, atol=atol))
         return diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(

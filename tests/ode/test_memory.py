@@ -33,7 +33,7 @@ def recursive_checkpoints(max_steps: int) -> int:
     """The same of diffrax's default, in real and imaginary parts."""
 
     def split(t, y, c):
-        dz = field(t, jax.lax.complex(y[:N], y[N:]), c)
+        dz = field(t, jax.lax.complex(y[:N], y[N:]), jax.lax.complex(c[:N], c[N:]))
         return jnp.concatenate([dz.real, dz.imag])
 
     def loss(y, c):
@@ -43,8 +43,8 @@ def recursive_checkpoints(max_steps: int) -> int:
         )  # fmt: skip
         return jnp.sum(solution.ys[-1] ** 4)
 
-    shapes = jax.ShapeDtypeStruct((2 * N,), float), jax.ShapeDtypeStruct((N,), complex)
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
+    shape = jax.ShapeDtypeStruct((2 * N,), float)
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
