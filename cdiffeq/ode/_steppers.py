@@ -77,10 +77,6 @@ class ExplicitStepper:
         return self.tableau.num_stages - (1 if self.tableau.fsal else 0)
 
     @property
-    def order(self) -> int:
-        return int(self.solver.order(diffrax.ODETerm(_unused)) or 1)
-
-    @property
     def has_error(self) -> bool:
         return isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
 
@@ -137,14 +133,6 @@ class DiffraxStepper:
         """The least that a step evaluates F; an implicit one adds its Newton iterations."""
         return self.tableau.num_stages if self.tableau is not None else 1
 
-    @property
-    def order(self) -> int:
-        return int(self.solver.order(diffrax.ODETerm(_unused)) or 1)
-
-    @property
-    def has_error(self) -> bool:
-        return isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
-
     def init(self, F: Field, t: Any, y: Any, p: Any) -> Any:
         return self.solver.init(diffrax.ODETerm(F), t, t + 1, y, p)
 
@@ -195,10 +183,6 @@ def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
 def interpolate(solver: Any, t0: Any, t1: Any, dense: dict[str, Any]) -> Any:
     """The continuous solution that the solver itself provides within a step."""
     return solver.interpolation_cls(t0=t0, t1=t1, **dense)
-
-
-def _unused(t, y, p):
-    raise AssertionError
 
 
 def _stages_back(tab, count, h, mu, K, pull) -> StepAdjoint:
