@@ -2,7 +2,6 @@ r"""The adjoint equations solved backward together with the state, from nothing 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -57,7 +56,7 @@ class Backsolve(eqx.Module):
         y0, ts, params, fixed, _ = args
         F = problem.with_fixed(fixed)
         layout = Layout.of((y0, y0, params))
-        stepping = dataclasses.replace(problem.stepping, first=None)
+        stepping = problem.stepping.bare()
 
         def reversed_field(s, flat, params):  # in the time s = -t
             y, mu, _ = layout.unpack(flat)

@@ -8,7 +8,6 @@ adjoint    g -> the gradient of e(t*, y(t*)) at fixed t*, times -g / (de/dt)
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ def _event_time(y0, span, params, fixed, problem, e):
     (field_params, e_params), (field_fixed, e_fixed) = params, fixed
     F = problem.with_fixed(field_fixed)
     trigger = lambda t, y: e(t, y, e_params, e_fixed)
-    stepping = dataclasses.replace(problem.stepping, stride=0, record=False)
+    stepping = problem.stepping.bare()
     out = march(F, y0, span, field_params, stepping, event=trigger)
     report = Report(*out.report)
     occurred = report.code == Code.EVENT

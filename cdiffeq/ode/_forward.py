@@ -2,10 +2,8 @@ r"""The tangent equations, solved along with the state."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -81,7 +79,7 @@ def _sensitivities(problem: Problem, args: Any, out: Record, directions: Any) ->
 
     slopes = jax.vmap(lambda t, y: F(t, y, params))(ts, out.ys)
     s0 = dy0 - dts[:, :1] * slopes[:1]
-    stepping = dataclasses.replace(problem.stepping, meter=diffrax.NoProgressMeter())
+    stepping = problem.stepping.bare()
     start = jnp.concatenate([y0, s0.ravel()])
     record = march(field, start, ts, (params, dparams), stepping)
     s = record.ys[:, N:].reshape(len(ts), D, N) + dts.T[:, :, None] * slopes[:, None, :]

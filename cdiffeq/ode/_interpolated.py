@@ -6,7 +6,6 @@ import dataclasses
 import math
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,9 +65,7 @@ class Interpolated(eqx.Module):
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
-        costate = dataclasses.replace(
-            problem.stepping, stride=0, record=False, meter=diffrax.NoProgressMeter()
-        )
+        costate = problem.stepping.bare()
 
         def back_in_step(t, h, y, mu):
             """The costate at the step's beginning, and what the step adds to the parameters' gradient."""

@@ -121,26 +121,31 @@ class Stepping:
     def checkpoints(self) -> int:
         return math.ceil(self.max_steps / self.stride) if self.stride else 0
 
+    def bare(self) -> Stepping:
+        """The same with nothing kept and nothing shown: for solves within a solve."""
+        silent = diffrax.NoProgressMeter()
+        return dataclasses.replace(self, first=None, stride=0, record=False, meter=silent)
+
 
 def square_root(max_steps: int) -> int:
     """The stride for which checkpoints and the states between two of them take the same memory."""
     return max(1, math.ceil(math.sqrt(max_steps)))
 
 
-def equal_grid(ts: Float[Array, " saves"], largest: float) -> EqualGrid:
-    """The fewest equal steps in each interval that are no longer than `largest`."""
+def equal_grid(ts: Float[Array, " saves"], stepping: Stepping) -> EqualGrid:
+    """The fewest equal steps in each interval that are no longer than the controller, a float, says."""
     lengths = jax.lax.stop_gradient(jnp.abs(jnp.diff(ts)))
     # A hundred eps more than asked for: 0.3 / 0.1 is three steps, not four.
-    few = lengths / largest * (1 - 100 * jnp.finfo(ts.dtype).eps)
-    # Lengths that are NaN or infinite end in an error, not in an endless loop.
-    counts = jnp.clip(jnp.nan_to_num(jnp.ceil(few)), 1, 2**30 // max(1, len(ts))).astype(jnp.int32)
+    few = lengths / stepping.controller * (1 - 100 * jnp.finfo(ts.dtype).eps)
+    # More steps than max_steps end in an error, and not before that in an endless way back.
+    counts = jnp.clip(jnp.nan_to_num(jnp.ceil(few)), 1, stepping.max_steps + 1).astype(jnp.int32)
     return EqualGrid(jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)]))
 
 
 def grid_of(ts: Float[Array, " saves"], record: Any, stepping: Stepping) -> Any:
     """The grid of the march that left a record (or its `ends` and `before`)."""
     if stepping.equal:
-        return equal_grid(ts, stepping.controller)
+        return equal_grid(ts, stepping)
     return Grid(record.before.astype(jnp.int32), record.ends)
 
 
@@ -166,7 +171,7 @@ class _State(NamedTuple):
     meter: Any
     total: Any  # of what is summed over the accepted steps
     before: (
-        Any  # with an event: the last step's initial time, its length, the state there, e before it
+        Any  # with an event: of the last step its time, length, state and carry, and e before it
     )
 
 
@@ -192,7 +197,7 @@ def march(
     held = still(p)
     term = diffrax.ODETerm(lambda t, y, _: F(t, y, held))
     order = stepper.solver.error_order(term)
-    grid = equal_grid(ts, stepping.controller) if stepping.equal else None
+    grid = equal_grid(ts, stepping) if stepping.equal else None
     carry = stepper.init(F, ts[0], y0, p)
     if grid is None:
         first = stepping.first if first is None else first
