@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def raise_if(
     """`out`, unless `failed`: then the exception `error(*values)` is raised, with the run's values.
 
     Where `failed` is traced the error is raised when the program runs, by a callback to the host
-    that costs nothing as long as nothing fails (under `jax.vmap` it is called once for the batch);
+    that costs nothing as long as nothing fails (under `jax.vmap`: in the whole batch);
     JAX wraps it in an error of its own, whose text holds the message. `out` becomes NaN in that
     case, so that no plausible number can survive. The check happens only if the result is used.
 
@@ -86,7 +87,8 @@ def raise_if(
 
     flag = jax.ShapeDtypeStruct((), bool)
     call = lambda: jax.pure_callback(check, flag, failed, *values, vmap_method="broadcast_all")
-    failed = jax.lax.cond(failed, call, lambda: jnp.zeros((), bool))
+    # One failure in a whole batch calls, for all: a predicate that isn't mapped keeps the choice a choice.
+    failed = jax.lax.cond(eqxi.unvmap_any(failed), call, lambda: jnp.zeros((), bool))
     return poison(out, failed)
 
 

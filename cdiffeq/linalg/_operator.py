@@ -1,0 +1,279 @@
+r"""Linear operators: one face for what may stand as A in ``A x``, ``A x = b`` and ``exp(tA) x``.
+
+An operator is a pytree. Its floating and complex arrays are its parameters, in which it can be
+differentiated; whoever differentiates ``A x`` in them needs nothing else of A: with ``A = A(p)``,
+
+    d(A x) = A dx + (dA) x,      g_x = A^H g,      g_p = the pull-back of g along  p -> A(p) x.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.experimental.sparse as jsparse
+import jax.flatten_util
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import scipy.sparse
+from jaxtyping import Array, Inexact, Int, PyTree
+
+from cdiffeq._arrays import as_array, require_finite
+from cdiffeq._errors import is_traced
+from cdiffeq.wirtinger._linear_map import hoist
+
+
+class Operator(eqx.Module):
+    """A linear map of vectors of n entries to vectors of m entries, C-linear.
+
+    A kind of operator says how to apply itself (`mv`), what its adjoint is, its shape and its dtype. `mm`,
+    its action on several columns, may be given where it is faster than column by column.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> Any:
+        """The dtype of the map; of A x it is the common one with x."""
+
+    @abstractmethod
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        """A x."""
+
+    @abstractmethod
+    def adjoint(self) -> Operator:
+        """A^H, the conjugate transpose."""
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        """A X."""
+        return jax.vmap(self.mv, 1, 1)(X)
+
+    def to_dense(self) -> Inexact[Array, "m n"]:
+        """The matrix of the map."""
+        return self.mm(jnp.eye(self.shape[1], dtype=self.dtype))
+
+
+def apply(A: Operator, X: Inexact[Array, "n k"], adjoint: bool) -> Inexact[Array, "m k"]:
+    """A X, or A^H X."""
+    return (A.adjoint() if adjoint else A).mm(X)
+
+
+class Dense(Operator):
+    """A matrix (m, n)."""
+
+    matrix: Inexact[Array, "m n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.matrix.shape
+        return m, n
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return jnp.matmul(self.matrix, x, precision=jax.lax.Precision.HIGHEST)
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        return jnp.matmul(self.matrix, X, precision=jax.lax.Precision.HIGHEST)
+
+    def adjoint(self) -> Dense:
+        return Dense(jnp.conj(self.matrix.T))
+
+    def to_dense(self) -> Inexact[Array, "m n"]:
+        return self.matrix
+
+
+class Sparse(Operator):
+    """A sparse matrix, of the entries ``A[row, column] = data``; several at one place add up.
+
+    `by_row` and `by_column` say, where the pattern was known when the operator was made, which entries each
+    row (each column) has, padded to one length with the number of entries: then A x and A^H x gather, and
+    nothing is scattered. They are None where the pattern is traced, or one row is far longer than the others.
+    """
+
+    data: Inexact[Array, " entries"]
+    row: Int[Array, " entries"]
+    column: Int[Array, " entries"]
+    by_row: Int[Array, "m w"] | None
+    by_column: Int[Array, "n v"] | None
+    size: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return self.mm(x[:, None])[:, 0]
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        if self.by_row is None:
+            terms = self.data[:, None] * X[self.column]
+            return jax.ops.segment_sum(terms, self.row, num_segments=self.shape[0])
+        # Slot by slot: XLA makes one loop over the rows of it, and keeps no product.
+        data = jnp.append(self.data, jnp.zeros((), self.dtype))[self.by_row]
+        column = jnp.append(self.column, 0)[self.by_row]
+        Y = jnp.zeros((self.size[0], X.shape[1]), jnp.result_type(data, X))
+        for w in range(data.shape[1]):
+            Y = Y + data[:, w, None] * X[column[:, w]]
+        return Y
+
+    def adjoint(self) -> Sparse:
+        return Sparse(
+            jnp.conj(self.data),
+            self.column,
+            self.row,
+            self.by_column,
+            self.by_row,
+            self.shape[::-1],
+        )
+
+
+def sparse(data: Any, row: Any, column: Any, shape: tuple[int, ...]) -> Sparse:
+    """The `Sparse` operator of these entries."""
+    data = jnp.asarray(data)
+    m, n = shape
+    if is_traced(row) or is_traced(column):
+        return Sparse(data, row, column, None, None, (m, n))
+    row, column = np.asarray(row), np.asarray(column)
+    index = np.int32 if max(m, n, len(row)) < 2**31 - 1 else np.int64
+    with jax.ensure_compile_time_eval():
+        by_row, by_column = _padded(row, m, index), _padded(column, n, index)
+        row, column = (jnp.asarray(a.astype(index)) for a in (row, column))
+    return Sparse(data, row, column, by_row, by_column, (m, n))
+
+
+def _padded(place: np.ndarray, size: int, index: Any) -> Array | None:
+    """For each of `size` rows its entries, padded with their number; None where that would be wasteful."""
+    count = np.bincount(place, minlength=size)
+    width = int(count.max(initial=0))
+    if size * width > 3 * len(place) + 64 or width > 64:
+        return None
+    order = np.argsort(place, kind="stable")
+    table = np.full((size, width), len(place), index)
+    slot = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
+    table[place[order], slot] = order
+    return jnp.asarray(table)
+
+
+class Function(Operator):
+    """A function ``(params, x) -> A x`` of one flat vector, linear in x, traced in the dtype `traced_in`.
+
+    Its adjoint is the transpose of its program by JAX. A real one acts on the two parts of a complex vector.
+    """
+
+    fn: Callable[[Any, Array], Array] = eqx.field(static=True)
+    params: PyTree[Any]
+    size: tuple[int, int] = eqx.field(static=True)
+    traced_in: Any = eqx.field(static=True)
+    adjointed: bool = eqx.field(static=True, default=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.traced_in
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        if jnp.iscomplexobj(x) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
+            return jax.lax.complex(self.mv(x.real), self.mv(x.imag))
+        x = x.astype(self.dtype)
+        apply = lambda x: self.fn(self.params, x)
+        if not self.adjointed:
+            return apply(x)
+        form = jax.ShapeDtypeStruct((self.shape[0],), self.dtype)
+        return jnp.conj(jax.linear_transpose(apply, form)(jnp.conj(x))[0])
+
+    def adjoint(self) -> Function:
+        m, n = self.size
+        return Function(self.fn, self.params, (n, m), self.traced_in, not self.adjointed)
+
+
+def as_operator(name: str, A: Any, like: PyTree[Array] | None = None) -> Operator:
+    """The operator that `A` stands for: an array (m, n), a matrix of `scipy.sparse`, a BCOO or BCSR matrix of
+    JAX, an operator of lineax, or a function of vectors that look like `like`.
+
+    What a function closes over becomes a parameter. Raises `TypeError` for anything else, for a function
+    where nothing says what it acts on, and for one whose result isn't what it is given; `ValueError` for
+    arrays that aren't matrices, and NaN or infinity in a sparse one.
+    """
+    if isinstance(A, Operator):
+        return A
+    if scipy.sparse.issparse(A):
+        A = A.tocoo()
+        A.sum_duplicates()
+        require_finite(f"{name}.data", np.asarray(A.data))
+        return sparse(as_array(f"{name}.data", A.data), A.row, A.col, A.shape)
+    if isinstance(A, jsparse.BCSR):
+        A = A.to_bcoo()
+    if isinstance(A, jsparse.BCOO):
+        if A.n_batch or A.n_dense or A.ndim != 2:
+            raise ValueError(f"{name} must be one sparse matrix, got {A}.")
+        data = as_array(f"{name}.data", A.data)
+        return sparse(data, A.indices[:, 0], A.indices[:, 1], A.shape)
+    if isinstance(A, lx.MatrixLinearOperator):
+        return Dense(A.matrix)
+    if isinstance(A, lx.AbstractLinearOperator):
+        return _of_lineax(name, A)
+    if callable(A):
+        if like is None:
+            raise TypeError(f"{name} is a function, and nothing says what it acts on.")
+        return _of_function(name, A, like)
+    matrix = as_array(name, A)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {matrix.shape}.")
+    return Dense(matrix)
+
+
+def flatten(name: str, x: PyTree[Array]) -> tuple[Inexact[Array, " n"], Callable[[Array], Any]]:
+    """The leaves of x as one vector, and the way back, which keeps whatever dtype the vector has."""
+    leaves, tree = jax.tree.flatten(x)
+    leaves = [as_array(name, leaf) for leaf in leaves]
+    dtypes = {leaf.dtype for leaf in leaves}
+    if len(dtypes) != 1:
+        got = ", ".join(sorted(str(d) for d in dtypes)) or "none"
+        raise TypeError(f"the leaves of {name} must have one dtype, got {got}.")
+    shapes = [leaf.shape for leaf in leaves]
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+
+    def unflatten(flat):
+        parts = jnp.split(flat, ends)
+        return tree.unflatten([p.reshape(s) for p, s in zip(parts, shapes, strict=True)])
+
+    return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), unflatten
+
+
+def _of_function(name: str, fn: Callable[[Any], Any], like: PyTree[Array]) -> Operator:
+    flat, unflatten = flatten("b", like)
+    with_flat = lambda x: flatten(f"the result of {name}", fn(unflatten(x)))[0]
+    form = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
+    dtype = jnp.result_type(flat.dtype, jax.eval_shape(with_flat, form).dtype)
+    form = jax.ShapeDtypeStruct(flat.shape, dtype)
+    given, got = (jax.eval_shape(f, form) for f in (unflatten, lambda x: fn(unflatten(x))))
+    if jax.tree.structure(given) != jax.tree.structure(got) or given != got:
+        raise TypeError(f"{name} must return what it is given, {given}; it returned {got}.")
+    pure, _, consts = hoist(with_flat, form)
+    return Function(lambda consts, x: pure(consts, x), consts, (flat.size, flat.size), dtype)
+
+
+def _of_lineax(name: str, A: lx.AbstractLinearOperator) -> Operator:
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), A.in_structure())
+    _, unflatten = flatten(f"the input of {name}", zeros)
+    dtypes = {s.dtype for s in jax.tree.leaves((A.in_structure(), A.out_structure()))}
+    fn = lambda A, x: flatten(f"the output of {name}", A.mv(unflatten(x)))[0]
+    return Function(fn, A, (A.out_size(), A.in_size()), jnp.result_type(*dtypes))

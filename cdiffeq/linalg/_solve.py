@@ -1,0 +1,254 @@
+r"""Linear systems ``A x = b``: one rule for every operator and every algorithm.
+
+    primal     x = A^-1 b
+    tangent    dx = A^-1 (db - dA x)
+    adjoint    g_b = A^-H g,      g_A = - g_b x^H,
+
+where ``g_A`` is never formed as a matrix: the parameters p of A get ``- (d(A(p) x)/dp)* g_b``. An algorithm
+is a `Solver`: it factors A, if it does such a thing, and solves with A or with A^H. It writes no derivative;
+the derivatives' own solves use the same factors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.experimental.sparse as jsparse
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import scipy.sparse
+from jaxtyping import Array, Inexact, PyTree
+
+from cdiffeq._arrays import as_array, require_finite
+from cdiffeq._errors import poison, raise_if
+from cdiffeq.linalg._lu import LU
+from cdiffeq.linalg._operator import Dense, Operator, apply, as_operator, flatten
+from cdiffeq.linalg._solver import REASONS, Code, Report, Solver
+from cdiffeq.wirtinger._linear_map import pull_back
+from cdiffeq.wirtinger._rule import adjoint_rule
+
+
+@adjoint_rule(nondiff=("fixed", "state", "guess", "solver", "adjoint", "throw"))
+def _inverse(
+    params: PyTree[Inexact[Array, "..."]],
+    b: Inexact[Array, "n k"],
+    fixed: Any,
+    state: Any,
+    guess: Any,
+    solver: Any,
+    adjoint: bool,
+    throw: bool,
+) -> tuple[Inexact[Array, "n k"], Report]:
+    """A^-1 b, or A^-H b, for the operator A of `params` and `fixed`; unchecked.
+
+    `throw` is for the derivatives' solves.
+    """
+    A = eqx.combine(params, fixed)
+    is_complex = lambda dtype: jnp.issubdtype(dtype, jnp.complexfloating)
+    if is_complex(b.dtype) and not is_complex(A.dtype):
+        # A real A has real factors: twice the columns.
+        two = lambda y: y if y is None else jnp.concatenate([y.real, y.imag], axis=1)
+        x, report = solver.compute(A, state, two(b), two(guess), adjoint)
+        x = jax.lax.complex(*jnp.split(x, 2, axis=1))
+    else:
+        x, report = solver.compute(A, state, b, guess, adjoint)
+    return x, report
+
+
+@_inverse.def_tangent
+def _tangent(args, out, dargs):
+    params, _, fixed, state, _, solver, adjoint, throw = args
+    x, report = out
+    along = lambda p: apply(eqx.combine(p, fixed), x, adjoint)
+    dAx = jax.jvp(along, (params,), (dargs[0],))[1]
+    dx, _ = _apply_inverse(params, dargs[1] - dAx, fixed, state, None, solver, adjoint, throw)
+    return dx, jax.tree.map(jnp.zeros_like, report)
+
+
+@_inverse.def_adjoint
+def _adjoint(args, out, g):
+    params, _, fixed, state, _, solver, adjoint, throw = args
+    x, _ = out
+    g_b, _ = _apply_inverse(params, g[0], fixed, state, None, solver, not adjoint, throw)
+    _, pull = pull_back(lambda p: apply(eqx.combine(p, fixed), x, adjoint), params)
+    return pull(-g_b)[0], g_b
+
+
+def _apply_inverse(*args: Any) -> tuple[Inexact[Array, "n k"], Report]:
+    """`_inverse`, checked: a failed solve raises, or gives NaN where `throw`, the last argument, is false."""
+    x, report = _inverse(*args)
+    failed = report.code != Code.SUCCESS
+    if not args[-1]:
+        return poison(x, jax.lax.stop_gradient(failed)), report
+
+    def error(code, residual, iterations):
+        steps = f" after {int(iterations)} steps" if iterations else ""
+        left = f"; relative residual {residual:.1e}" if np.isfinite(residual) else ""
+        return RuntimeError(f"linalg.solve: {REASONS[int(code)]}{steps}{left}.")
+
+    return raise_if(x, failed, error, *report), report
+
+
+def solve(
+    A: Any, b: Any, solver: Solver | None = None, *, guess: Any = None, throw: bool = True
+) -> Any:
+    r"""x with A x = b, by a direct or an iterative solver.
+
+    **Arguments**
+
+    - `A`: real or complex, square. A dense array (..., n, n), a matrix of `scipy.sparse`, a BCOO or BCSR
+      matrix of `jax.experimental.sparse`, an operator of lineax, or a function x -> A x, linear over the
+      complex numbers (for one that isn't: `real_linear_solve`). A function may close over traced values.
+    - `b`: of shape (n,), or (..., n, k) for k columns, as in `numpy.linalg.solve`; leading axes of A and b
+      broadcast. For a function: a pytree of what it acts on, of one dtype.
+    - `solver`: `LU()` and the like; by default what suits the structure of A.
+    - `guess`: where an iterative solver starts, shaped like b; zero by default. It has no derivative.
+    - `throw`: whether a solve that fails raises. If not, x is NaN then, and ``(x, report)`` is returned with
+      the report's `code`, `residual` and `iterations`.
+
+    **Returns** x, shaped like b (broadcast against A), in the common dtype of A and b.
+    **Raises** `ValueError` and `TypeError` for shapes and dtypes that don't fit; when run, an error that
+    holds the reason and the relative residual if A is singular to working precision or the iteration doesn't
+    converge.
+
+    **Derivatives**: the tangent is one more solve, ``A^-1 (db - dA x)``, the adjoint one with A^H; both use
+    the same factors or preconditioner. A gradient in A exists on its entries alone: of a sparse matrix those
+    that are stored.
+
+    >>> A = jnp.array([[2.0, 1j], [0.0, 1.0]])
+    >>> solve(A, jnp.array([1.0, 2.0]))
+    Array([0.5-1.j, 2. +0.j], dtype=complex128)
+    >>> jax.grad(lambda b: jnp.sum(jnp.abs(solve(A, b)) ** 2))(jnp.array([1.0 + 0j, 2.0]))
+    Array([0.5+1.j , 5. -0.5j], dtype=complex128)
+    """
+    if callable(A) and not isinstance(A, Operator | lx.AbstractLinearOperator):
+        return _solve_of_pytrees(A, b, solver, guess, throw)
+    if _is_dense(A):
+        return _solve_dense(as_array("A", A), as_array("b", b), solver, guess, throw)
+    return factorize(A, solver)._apply(b, False, throw, guess)
+
+
+def factorize(A: Any, solver: Solver | None = None) -> Factorization:
+    """A factorization of A, for many solves with A, A^T and A^H.
+
+    **Arguments**: `A` as in `solve`, but one matrix or operator, no function; `solver` as there.
+    **Returns** a `Factorization`, with `solve(b)`, `solve_transposed(b)` and `solve_conjugate_transposed(b)`.
+    **Raises** what `solve` does; of a singular A the first solve says so.
+
+    >>> A = factorize(jnp.array([[2.0, 1j], [0.0, 1.0]]))
+    >>> A.solve_transposed(jnp.array([2.0, 0.0]))
+    Array([1.-0.j, 0.-1.j], dtype=complex128)
+    """
+    operator = as_operator("A", A)
+    m, n = operator.shape
+    if m != n:
+        raise ValueError(f"solve: A must be square, got shape {operator.shape}; see `lstsq`.")
+    solver = default_solver(A, operator) if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solve: solver must be one such as cd.linalg.LU(), got {solver!r}.")
+    return Factorization(operator, solver.init(jax.lax.stop_gradient(operator)), solver)
+
+
+def default_solver(A: Any, operator: Operator) -> Solver:
+    """What solves best with such an operator."""
+    return LU()
+
+
+def _is_dense(A: Any) -> bool:
+    sparse = scipy.sparse.issparse(A) or isinstance(A, jsparse.JAXSparse)
+    return not (sparse or isinstance(A, Operator | lx.AbstractLinearOperator))
+
+
+def _solve_dense(A: Array, b: Array, solver: Solver | None, guess: Any, throw: bool) -> Any:
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"solve: A must be square, (..., n, n), got shape {A.shape}; see `lstsq`.")
+    if b.ndim == 0 or b.shape[0 if b.ndim == 1 else -2] != A.shape[-1]:
+        raise ValueError(
+            f"solve: with A of shape {A.shape}, b must be of shape ({A.shape[-1]},) or "
+            f"(..., {A.shape[-1]}, k), got {b.shape}; a batch of vectors is b[..., None]."
+        )
+    require_finite("A", A)
+    operator = Dense(A)
+    solver = default_solver(A, operator) if solver is None else solver
+
+    single = lambda A, b, guess: factorize(A, solver)._apply(b, False, throw, guess)
+    n = A.shape[-1]
+    if guess is not None:
+        guess = jnp.broadcast_to(as_array("guess", guess), b.shape)
+    if A.ndim == 2 and b.ndim <= 2:
+        return single(A, b, guess)
+    if A.ndim == 2:  # one factorization, and all the columns of b
+        columns = lambda y: y if y is None else jnp.moveaxis(y, -2, 0).reshape(n, -1)
+        out = single(A, columns(b), columns(guess))
+        x, *rest = (out,) if throw else out
+        x = jnp.moveaxis(x.reshape(n, *b.shape[:-2], b.shape[-1]), 0, -2)
+        return x if throw else (x, *rest)
+    core = (n,) if b.ndim == 1 else b.shape[-2:]
+    batch = jnp.broadcast_shapes(A.shape[:-2], b.shape[: -len(core)])
+    lanes = lambda y, core: jnp.broadcast_to(y, (*batch, *core)).reshape(-1, *core)
+    guess = None if guess is None else lanes(guess, core)
+    out = jax.vmap(single)(lanes(A, (n, n)), lanes(b, core), guess)
+    return jax.tree.map(lambda y: y.reshape(*batch, *y.shape[1:]), out)
+
+
+def _solve_of_pytrees(A: Any, b: Any, solver: Solver | None, guess: Any, throw: bool) -> Any:
+    """`solve` for a function of what looks like b."""
+    operator = as_operator("A", A, like=b)
+    flat, unflatten = flatten("b", b)
+    if guess is not None:
+        guess, _ = flatten("guess", guess)
+    out = factorize(operator, solver)._apply(flat, False, throw, guess)
+    return unflatten(out) if throw else (unflatten(out[0]), out[1])
+
+
+class Factorization(eqx.Module):
+    """A with what its solves share; made by `factorize`.
+
+    A pytree: it can be passed into and out of jitted functions. Its solves are differentiable in A and in b.
+    """
+
+    operator: Operator
+    state: PyTree[Any]
+    solver: Solver
+
+    def solve(self, b: Any, *, throw: bool = True) -> Any:
+        """x with A x = b, for b (n,) or (n, k)."""
+        return self._apply(b, False, throw)
+
+    def solve_transposed(self, b: Any, *, throw: bool = True) -> Any:
+        """x with A^T x = b, for b (n,) or (n, k)."""
+        conj = lambda x: jnp.conj(as_array("b", x))
+        out = self._apply(conj(b), True, throw)
+        return conj(out) if throw else (conj(out[0]), out[1])
+
+    def solve_conjugate_transposed(self, b: Any, *, throw: bool = True) -> Any:
+        """x with A^H x = b, for b (n,) or (n, k)."""
+        return self._apply(b, True, throw)
+
+    def _apply(self, b: Any, adjoint: bool, throw: bool, guess: Any = None) -> Any:
+        b = as_array("b", b)
+        n = self.operator.shape[0]
+        if b.ndim not in (1, 2) or b.shape[0] != n:
+            raise ValueError(f"solve: b must be of shape ({n},) or ({n}, k), got {b.shape}.")
+        require_finite("b", b)
+        columns = lambda y: y if y is None or b.ndim == 2 else y[:, None]
+        dtype = jnp.result_type(self.operator.dtype, b.dtype)
+        if guess is not None:
+            guess = jax.lax.stop_gradient(as_array("guess", guess)).astype(dtype)
+        params, fixed = eqx.partition(self.operator, eqx.is_inexact_array)
+        state = jax.lax.stop_gradient(self.state)
+        x, report = _apply_inverse(
+            params,
+            columns(b).astype(dtype),
+            fixed,
+            state,
+            columns(guess),
+            self.solver,
+            adjoint,
+            throw,
+        )
+        x = x if b.ndim == 2 else x[:, 0]
+        return x if throw else (x, jax.lax.stop_gradient(report))
