@@ -63,7 +63,9 @@ class EqualGrid(NamedTuple):
 
 
 def _interval(before, n):
-    return jnp.searchsorted(before, n, side="right") - 1
+    # Without a loop, unless there are so many times that one pays.
+    method = "compare_all" if len(before) <= 256 else "scan"
+    return jnp.searchsorted(before, n, side="right", method=method) - 1
 
 
 class Record(NamedTuple):

@@ -59,24 +59,23 @@ class CoupledStepper:
         z1 = z - (self._step(F, t + h, -h, y1, p).y - y1)
         return forth._replace(y=y1, carry=z1)
 
-    def inverse(self, F: Field, t: Any, h: Any, y1: Any, z1: Any, p: Any) -> tuple[Any, Any]:
-        """(y, z) before the step that ended in (y1, z1)."""
+    def step_back(
+        self, F: Field, t: Any, h: Any, y1: Any, z1: Any, p: Any, c_y: Any, c_z: Any
+    ) -> tuple[Any, Any, StepAdjoint, Any]:
+        """(y, z) before the step that ended in (y1, z1), and from the costates of (y1, z1) the adjoint of the
+        step: the costate of y in a `StepAdjoint`, and that of z."""
         l = self.coupling
-        z = z1 + (self._step(F, t + h, -h, y1, p).y - y1)
-        return (y1 - (1 - l) * z - (self._step(F, t, h, z, p).y - z)) / l, z
-
-    def adjoint_coupled(
-        self, F: Field, t: Any, h: Any, y1: Any, z: Any, p: Any, c_y: Any, c_z: Any
-    ) -> tuple[StepAdjoint, Any]:
-        """The adjoint of a step: from costates of (y1, z1) to that of y in a `StepAdjoint`, and of z."""
-        l = self.coupling
-        forth = self.base.adjoint_step  # mu -> mu + (dPsi)* mu
-        first = forth(F, t + h, -h, y1, p, -c_z)
+        increment = self.base.increment  # Psi, and mu -> mu + (dPsi)* mu
+        psi, pull = increment(F, t + h, -h, y1, p)
+        z, first = z1 + psi, pull(-c_z)
+        psi, pull = increment(F, t, h, z, p)
+        y = (y1 - (1 - l) * z - psi) / l
         c_y = c_y + (first.y + c_z)
-        second = forth(F, t, h, z, p, c_y)
+        second = pull(c_y)
         c_z = c_z + (1 - l) * c_y + (second.y - c_y)
         g_p = jax.tree.map(jnp.add, first.p, second.p)
-        return StepAdjoint(l * c_y, g_p, first.t + second.t, first.t - first.h + second.h), c_z
+        step = StepAdjoint(l * c_y, g_p, first.t + second.t, first.t - first.h + second.h)
+        return y, z, step, c_z
 
     def _step(self, F: Field, t: Any, h: Any, y: Any, p: Any) -> Step:
         return self.base.step(F, t, h, y, p, F(t, y, p))
@@ -138,8 +137,7 @@ class Reversible(eqx.Module):
             k, _, end = place
             t, h = step_times(ts, place)
             c_y = c_y + jnp.where(end >= 1, g.ys[k + 1], 0)
-            y, z = stepper.inverse(F, t, h, y1, z1, params)
-            step, c_z = stepper.adjoint_coupled(F, t, h, y1, z, params, c_y, c_z)
+            y, z, step, c_z = stepper.step_back(F, t, h, y1, z1, params, c_y, c_z)
             g_ts = add_time_gradient(g_ts, place, step.t, step.h)
             return y, z, step.y, c_z, g_ts, jax.tree.map(jnp.add, g_params, step.p)
 

@@ -89,32 +89,38 @@ class ExplicitStepper:
 
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
         tab = self.tableau
-        K = _rows(tab.num_stages, carry)
-        Ys = [y]
-        k = carry
-        for i in range(1, tab.num_stages):
-            Ys.append(y + h * _weigh(tab.a_lower[i - 1], K))
-            k = _slope(F, _stage_time(t, h, _nodes(tab)[i]), Ys[-1], p)
-            K = K.at[i].set(k)
-        y1 = Ys[-1] if tab.fsal else y + h * _weigh(tab.b_sol, K)
-        error = h * _weigh(tab.b_error, K) if self.has_error else None
-        carry = k if tab.fsal else F(t + h, y1, p)
-        return Step(
-            y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dict(y0=y, y1=y1, k=h * K)
-        )
+        Ys, ks = self._stages(F, t, h, y, p, tab.num_stages, carry)
+        y1 = Ys[-1] if tab.fsal else y + h * _combine(tab.b_sol, ks)
+        error = h * _combine(tab.b_error, ks) if self.has_error else None
+        carry = ks[-1] if tab.fsal else _slope(F, t + h, y1, p, h)
+        dense = dict(y0=y, y1=y1, k=h * jnp.stack(ks))
+        return Step(y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
+        return self.increment(F, t, h, y, p)[1](mu)
+
+    def increment(
+        self, F: Field, t: Any, h: Any, y: Any, p: Any
+    ) -> tuple[Any, Callable[[Any], StepAdjoint]]:
+        """y+ - y, and the adjoint of the step to y+, from the same stages."""
         tab = self.tableau
         count = tab.num_stages
         while tab.b_sol[count - 1] == 0:  # stages that only the error estimate or the next step use
             count -= 1
-        times, Ys = [_stage_time(t, h, c) for c in _nodes(tab)[:count]], [y]
-        K = _rows(count, _slope(F, times[0], y, p))
+        Ys, ks = self._stages(F, t, h, y, p, count, _slope(F, _stage_time(t, h, 0.0), y, p, h))
+
+        def pull(i, l):
+            return _slope_back(F, _stage_time(t, h, _nodes(tab)[i]), Ys[i], p, l, h)
+
+        return h * _combine(tab.b_sol, ks), lambda mu: _stages_back(tab, count, h, mu, ks, pull)
+
+    def _stages(self, F, t, h, y, p, count, first):
+        """States and slopes of the first `count` stages; `first` is the slope of the first."""
+        tab, Ys, ks = self.tableau, [y], [first]
         for i in range(1, count):
-            Ys.append(y + h * _weigh(tab.a_lower[i - 1], K))
-            K = K.at[i].set(_slope(F, times[i], Ys[i], p))
-        pull = lambda i, l: _slope_back(F, times[i], Ys[i], p, l)
-        return _stages_back(tab, count, h, mu, K, pull)
+            Ys.append(y + h * _combine(tab.a_lower[i - 1], ks))
+            ks.append(_slope(F, _stage_time(t, h, _nodes(tab)[i]), Ys[-1], p, h))
+        return Ys, ks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,48 +196,36 @@ def _stages_back(tab, count, h, mu, K, pull) -> StepAdjoint:
 
     The length of the step moves y+ by ``sum_i <k_i, l_i> / h``, beside the times of the stages.
     """
-    M = jnp.zeros_like(K)
+    ms: dict[int, Any] = {}
     g_p, g_t, g_c, along = None, jnp.zeros_like(h), jnp.zeros_like(h), jnp.zeros_like(mu)
     diagonal = _diagonal(tab)
     for i in reversed(range(count)):
-        column = [0.0] * (i + 1) + [_a(tab, j, i) for j in range(i + 1, count)]
-        l = float(tab.b_sol[i]) * mu + (_weigh(column, M) if i < count - 1 else 0)
-        s_i, m, p_i = pull(i, h * l)
+        later = range(i + 1, count)
+        l = _combine([tab.b_sol[i], *(_a(tab, j, i) for j in later)], [mu, *(ms[j] for j in later)])
+        s_i, ms[i], p_i = pull(i, h * l)
         # What an implicit stage adds: h a_ii k_i moves Y_i.
-        along = along + K[i] * (l + float(diagonal[i]) * m if diagonal[i] else l)
-        M = M.at[i].set(m)
+        along = along + K[i] * (l + float(diagonal[i]) * ms[i] if diagonal[i] else l)
         g_p = p_i if g_p is None else jax.tree.map(jnp.add, g_p, p_i)
         g_t, g_c = g_t + s_i, g_c + _nodes(tab)[i] * s_i
-    return StepAdjoint(mu + jnp.sum(M, axis=0), g_p, g_t, jnp.sum(along) + g_c)
+    return StepAdjoint(sum(ms.values(), mu), g_p, g_t, jnp.sum(along) + g_c)
 
 
-def _slope(F, t, y, p):
+def _slope(F, t, y, p, h):
     """F(t, y, p), compiled apart from what makes y and what uses the result.
 
     Fused with them, as XLA would on a CPU, everything is computed anew for each entry that F reads: a
-    difference quotient on a grid took four times as long. A choice is not fused into.
+    difference quotient on a grid took four times as long. A choice is not fused into; this one is NaN where
+    the step h of the stage is.
     """
-    return jax.lax.cond(t == t, F, lambda t, y, p: y * jnp.nan, t, y, p)
+    nan = lambda t, y, p: jnp.full_like(y, jnp.nan)
+    return jax.lax.cond(h == h, F, nan, t, y, p)
 
 
-def _slope_back(F, t, y, p, l):
+def _slope_back(F, t, y, p, l, h):
     """The adjoint of F's derivative, applied to l; also apart."""
-    nan = lambda tree: jax.tree.map(lambda a: a * jnp.nan, tree)
     back = lambda t, y, p, l: pull_back(F, t, y, p)[1](l)
-    return jax.lax.cond(t == t, back, lambda t, y, p, l: nan((t, y, p)), t, y, p, l)
-
-
-def _rows(count, first):
-    """Room for the slopes of all stages, with the first filled in."""
-    return jnp.zeros((count, len(first)), first.dtype).at[0].set(first)
-
-
-def _weigh(weights, K):
-    """sum_j w_j K_j, as a product of a vector and a matrix. A sum of terms would be fused into F, and
-    computed anew wherever F reads one of its entries."""
-    padded = np.zeros(len(K))
-    padded[: len(weights)] = weights
-    return jnp.asarray(padded, K.dtype) @ K
+    nan = lambda t, y, p, l: jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), (t, y, p))
+    return jax.lax.cond(h == h, back, nan, t, y, p, l)
 
 
 def _nodes(tab):
