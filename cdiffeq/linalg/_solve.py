@@ -23,7 +23,7 @@ import scipy.sparse
 from jaxtyping import Array, Inexact, PyTree
 
 from cdiffeq._arrays import as_array, require_finite
-from cdiffeq._errors import poison, raise_if
+from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._lu import LU
 from cdiffeq.linalg._operator import Dense, Operator, apply, as_operator, flatten
 from cdiffeq.linalg._solver import REASONS, Code, Report, Solver
@@ -149,7 +149,9 @@ def factorize(A: Any, solver: Solver | None = None) -> Factorization:
     solver = default_solver(A, operator) if solver is None else solver
     if not isinstance(solver, Solver):
         raise TypeError(f"solve: solver must be one such as cd.linalg.LU(), got {solver!r}.")
-    return Factorization(operator, solver.init(jax.lax.stop_gradient(operator)), solver)
+    # What is known stays so, for a solver that looks at it.
+    still = lambda a: jax.lax.stop_gradient(a) if is_traced(a) else a
+    return Factorization(operator, solver.init(jax.tree.map(still, operator)), solver)
 
 
 def default_solver(A: Any, operator: Operator) -> Solver:

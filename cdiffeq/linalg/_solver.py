@@ -9,7 +9,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 from cdiffeq.linalg._operator import Operator, apply
 
@@ -22,6 +22,10 @@ class Code:
     NOT_CONVERGED = 2
     BREAKDOWN = 3
     NOT_FINITE = 4
+    STAGNATED = 5
+    NOT_HERMITIAN = 6
+    NOT_DEFINITE = 7
+    OTHER_STRUCTURE = 8
 
 
 REASONS = {
@@ -29,6 +33,13 @@ REASONS = {
     Code.NOT_CONVERGED: "the iteration reached its limit of steps before its tolerance",
     Code.BREAKDOWN: "the iteration broke down",
     Code.NOT_FINITE: "A, b or the solution is not finite",
+    Code.STAGNATED: "the iteration came no closer before it reached its tolerance",
+    Code.NOT_HERMITIAN: (
+        "A isn't Hermitian (for CG: positive definite), or the preconditioner isn't Hermitian and "
+        "positive definite"
+    ),
+    Code.NOT_DEFINITE: "A isn't positive definite to working precision",
+    Code.OTHER_STRUCTURE: "A has entries outside of the structure that the solver is for",
 }
 
 
@@ -68,18 +79,23 @@ class Solver(eqx.Module):
         """The solution of A x = b, or of A^H x = b, and how it went."""
 
 
-def direct_report(
-    A: Operator, x: Array, b: Array, adjoint: bool, singular: Bool[Array, ""]
-) -> Report:
-    """The report of a direct solver, which knows from its factors whether A is `singular`."""
-    finite = jnp.all(jnp.isfinite(x))
-    code = jnp.where(singular, Code.SINGULAR, jnp.where(finite, Code.SUCCESS, Code.NOT_FINITE))
+def direct_report(A: Operator, x: Array, b: Array, adjoint: bool, code: Int[Array, ""]) -> Report:
+    """The report of a direct solver, which has the `code` from factoring A."""
+    code = jnp.where((code == Code.SUCCESS) & ~jnp.all(jnp.isfinite(x)), Code.NOT_FINITE, code)
     # One failure in a whole batch computes it for all, so that no time goes there otherwise.
     failed = eqxi.unvmap_any(code != Code.SUCCESS)
     real = jnp.finfo(x.dtype).dtype
     known = lambda: residual_of(A, x, b, adjoint).astype(real)
     residual = jax.lax.cond(failed, known, lambda: jnp.zeros((), real))
     return Report(code.astype(real), residual, jnp.zeros((), real))
+
+
+def first_code(*failures: tuple[Bool[Array, ""], int]) -> Int[Array, ""]:
+    """The code of the first failure, given as pairs of (whether, code); success if there is none."""
+    code = jnp.asarray(Code.SUCCESS)
+    for failed, of_failure in reversed(failures):
+        code = jnp.where(failed, of_failure, code)
+    return code
 
 
 def residual_of(A: Operator, x: Array, b: Array, adjoint: bool) -> Float[Array, ""]:

@@ -1,0 +1,78 @@
+"""What structured solvers read of an operator, and whether anything is left over that they don't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Inexact
+
+from cdiffeq._errors import is_traced
+from cdiffeq.linalg._operator import Operator, Sparse
+
+
+def band(
+    name: str, A: Operator, lower: int, upper: int
+) -> tuple[Inexact[Array, "width n"], Bool[Array, ""]]:
+    """The diagonals of A from `upper` above the main one to `lower` below it, as LAPACK stores them:
+    ``ab[upper + i - j, j] = A[i, j]``; and whether A has entries elsewhere.
+
+    Raises `ValueError` if it has, and that is known now; `name` is what the band is called then.
+    """
+    n, width = A.shape[0], lower + upper + 1
+    if isinstance(A, Sparse):
+        row, column = A.row, A.column
+        known = not (is_traced(row) or is_traced(column))
+        if known:
+            row, column = np.asarray(row), np.asarray(column)
+        below = row - column
+        elsewhere = (below > lower) | (below < -upper)
+        if known and elsewhere.any():
+            first = np.argmax(elsewhere)
+            _refuse(name, row[first], column[first])
+        place = jnp.where(elsewhere, width * n, (upper + below) * n + column)
+        ab = jnp.zeros(width * n, A.dtype).at[place].add(A.data, mode="drop").reshape(width, n)
+        return ab, jnp.any(elsewhere & (A.data != 0))
+
+    matrix = A.to_dense()
+    found = outside(name, matrix, lower, upper)
+    row = np.arange(n) + np.arange(-upper, lower + 1)[:, None]
+    entries = matrix[np.clip(row, 0, max(n - 1, 0)), np.arange(n)[None]]
+    return jnp.where((row >= 0) & (row < n), entries, 0), found
+
+
+def outside(name: str, matrix: Inexact[Array, "n n"], lower: int, upper: int) -> Bool[Array, ""]:
+    """Whether the matrix has entries outside of this band; as with `band`, `ValueError` if that is known."""
+    i, j = np.indices(matrix.shape, sparse=True)
+    elsewhere = (i - j > lower) | (i - j < -upper)
+    if is_traced(matrix):
+        return jnp.any((matrix != 0) & elsewhere)
+    where = np.argwhere((np.asarray(matrix) != 0) & elsewhere)
+    if where.size:
+        _refuse(name, *where[0])
+    return jnp.zeros((), bool)
+
+
+def _refuse(name: str, i: Any, j: Any) -> None:
+    raise ValueError(f"solve: {name} was told to solve with A, which has an entry at [{i}, {j}].")
+
+
+def probe(n: int, dtype: Any) -> Inexact[Array, " n"]:
+    """A right side that tells by its solution whether a matrix is singular to rounding.
+
+    Of random entries: it is next to orthogonal to no singular vector in particular.
+    """
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n), dtype)
+
+
+def ill_conditioned(norm: Any, x: Any, b: Any, eps: float) -> Any:
+    """Whether x = A^-1 b is so large that no digit of it is right, for an A of this norm.
+
+    ``norm(A) norm(x) / norm(b)``, a bound of the condition number from below, is 1 / eps for an A that is
+    singular but for rounding, or not finite.
+    """
+    xp = np if isinstance(x, np.ndarray) else jnp
+    largest = lambda v: xp.max(xp.abs(v), initial=0)
+    return ~(norm * largest(x) * eps <= largest(b) / 8)
