@@ -11,7 +11,7 @@ import scipy.linalg
 
 import cdiffeq as cd
 from cdiffeq.linalg._divided_differences import divided_difference
-from cdiffeq.linalg._funm import funm
+from cdiffeq.linalg._funm import derivative_of, funm, parameter_gradient
 
 RNG = np.random.default_rng(0)
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
@@ -225,6 +225,19 @@ def test_every_second_derivative_at_any_spectrum(name: str, outer: Any, inner: A
     ]
     hessian = jax.jit(outer(inner(loss)))(jnp.zeros(2))
     np.testing.assert_allclose(hessian, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rule", [derivative_of, parameter_gradient])
+def test_the_family_of_rules_itself(rule: Any):
+    # Adjoints of the higher orders: third derivatives in reverse mode run them, nothing else.
+    def f(H: Any, E: Any, p: Any, *g: Any) -> Any:
+        fixed = (*jnp.linalg.eigh((H + H.conj().T) / 2), [])
+        of = lambda x, p, others: jnp.exp(-1j * p[0] * x) * p[1]
+        return rule(of, jax.lax.stop_gradient(fixed), H, (E,), p, *g)
+
+    H, E, g = _with_spectrum(SPECTRA["equal and far"]), _random(3, 3), _random(3, 3)
+    p = (np.asarray(0.7), np.asarray(1.0 + 0.5j))
+    cd.testing.check_rule(f, H, E, p, *([g] if rule is parameter_gradient else []))
 
 
 @pytest.mark.slow
