@@ -15,15 +15,23 @@ from cdiffeq._errors import poison, raise_if
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def as_square(function: str, name: str, A: Any) -> Inexact[Array, "... n n"]:
-    """A as an array (..., n, n) in single or double precision, or an error that names it."""
+def as_matrix(function: str, name: str, A: Any) -> Inexact[Array, "... m n"]:
+    """A as an array (..., m, n) in single or double precision, or an error that names it."""
     A = jnp.asarray(A)
     if not jnp.issubdtype(A.dtype, jnp.inexact) or jnp.finfo(A.dtype).bits < 32:
         raise TypeError(
             f"{function}: {name} must be floating or complex, in single or double precision; "
             f"got {A.dtype}."
         )
-    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+    if A.ndim < 2:
+        raise ValueError(f"{function}: {name} must be a matrix, (..., m, n); got shape {A.shape}.")
+    return A
+
+
+def as_square(function: str, name: str, A: Any) -> Inexact[Array, "... n n"]:
+    """The same for an array (..., n, n)."""
+    A = as_matrix(function, name, A)
+    if A.shape[-1] != A.shape[-2]:
         raise ValueError(f"{function}: {name} must be square, (..., n, n); got shape {A.shape}.")
     return A
 
