@@ -227,21 +227,24 @@ def _(args, d, g):
 def _cofactors(A: Inexact[Array, "... n n"], factors: _Factors) -> Inexact[Array, "... n n"]:
     """C, the derivative of det: ``det(A) A^-T`` where A is regular, else by singular values."""
     d, Y = _det(A, factors), _inverse(A, factors)
-    regular = _regular(A, Y)[0]
-    if A.shape[-1] == 0 or regular.size == 0:
-        return Y
     tiny = 2 * float(jnp.finfo(A.dtype).tiny)
-    regular &= (jnp.abs(d) > tiny) & jnp.isfinite(d)
+    regular = _regular(A, Y)[0] & (jnp.abs(d) > tiny) & jnp.isfinite(d)
     of_regular = d[..., None, None] * jnp.swapaxes(Y, -1, -2)
+    return _cofactors_where(~regular, A, of_regular) if A.size else Y
+
+
+@jax.jit  # compiled once, outside of any other jit as well
+def _cofactors_where(singular: Bool[Array, "..."], A: Array, otherwise: Array) -> Array:
+    """The cofactors by singular values for some matrices of the batch, and `otherwise` for others."""
 
     def by_singular_values():
         U, s, Vh, phi = _svd(A)
         left, right = _products_outside(s)
         C = phi * jnp.conj(matmul(U * (left * right)[..., None, :], Vh))
-        return jnp.where(regular[..., None, None], of_regular, C)
+        return jnp.where(singular[..., None, None], C, otherwise)
 
     # A condition that isn't mapped, so that under vmap, too, no regular batch is decomposed.
-    return jax.lax.cond(eqxi.unvmap_all(regular), lambda: of_regular, by_singular_values)
+    return jax.lax.cond(eqxi.unvmap_any(singular), by_singular_values, lambda: otherwise)
 
 
 @_cofactors.def_tangent

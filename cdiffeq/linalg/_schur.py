@@ -25,6 +25,7 @@ class Schur(NamedTuple):
     T: Complex[Array, "... n n"]
 
 
+@jax.jit
 def schur(A: Inexact[Array, "... n n"]) -> Schur:
     """The complex Schur form of A, by LAPACK: on the host where there is no such routine.
 

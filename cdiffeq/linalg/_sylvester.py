@@ -148,6 +148,7 @@ def _(args, X, g):
     return -matmul(Y, adjoint(X)), -matmul(adjoint(X), Y), Y
 
 
+@jax.jit  # compiled once, outside of any other jit as well
 @functools.partial(jnp.vectorize, signature="(m,m),(n,n),(m,n)->(m,n)")
 def _triangular(
     T: Complex[Array, "m m"], S: Complex[Array, "n n"], F: Complex[Array, "m n"]
