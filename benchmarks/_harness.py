@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ class Problem:
 
     `target` is how close to the reference a method must come to count as accurate: the 2-norm of
     the final state's error or, with `calibrate_on="gradient"`, that of the gradient's, relative.
+    `fields` names the functions ``(np, y, parameters)`` of the problem's module whose calls are counted.
     """
 
     title: str
@@ -112,6 +114,7 @@ class Problem:
     reference: Callable[[Any], Reference]
     methods: dict[str, Method]
     calibrate_on: Literal["state", "gradient"] = "state"
+    fields: tuple[str, ...] = ()
 
     def accurate(self, figures: Figures) -> bool:
         """Whether the errors among a method's figures are within the target."""
@@ -175,6 +178,9 @@ def work(job_file: str) -> None:
     answer: Any
     if job["task"] == "calibrate":
         answer = calibrate(problem, method, instance, reference)
+    elif job["task"] == "count":
+        tally = watch(importlib.import_module(f"benchmarks.{job['problem']}"), problem.fields)
+        answer = count(method.build(instance, job["tolerance"]), tally)
     else:
         answer = measure(method.build(instance, job["tolerance"]), reference)
     Path(job["answer"]).write_text(json.dumps(answer))
@@ -221,6 +227,71 @@ def measure(program: Program, reference: Reference) -> Figures:
         "loss_error": abs(float(loss) - reference.loss),
         "gradient_error": _gradient_error(slope, reference),
     }
+
+
+def count(program: Program, tally: Counter[str]) -> Figures:
+    """Evaluations of the field in `forward` and in `gradient`, and the vjps of the latter."""
+    _called(program.forward, tally)
+    forward = tally["evaluations"]
+    _called(program.gradient, tally)
+    return {
+        "forward_evaluations": forward,
+        "gradient_evaluations": tally["evaluations"],
+        "gradient_vjps": tally["vjps"],
+    }
+
+
+def _called(function: Callable[[], Ready], tally: Counter[str]) -> None:
+    import jax
+
+    ready = function()
+    jax.effects_barrier()
+    tally.clear()
+    ready.call()
+    jax.effects_barrier()
+
+
+def watch(module: Any, fields: Sequence[str]) -> Counter[str]:
+    """Replaces functions ``(np, y, parameters)`` of a module by ones that count their calls and vjps.
+
+    JAX is told by an identity with a rule that calls the host; for PyTorch it is a hook.
+    """
+    import jax
+
+    import cdiffeq as cd
+
+    tally: Counter[str] = Counter()
+    note = lambda what: jax.debug.callback(lambda: tally.update([what]))
+
+    @cd.wirtinger.adjoint_rule
+    def probe(y):
+        note("evaluations")
+        return y
+
+    @probe.def_tangent
+    def _(args, out, dargs):
+        return dargs[0]
+
+    @probe.def_adjoint
+    def _(args, out, g):
+        note("vjps")
+        return (g,)
+
+    def watched(field: Callable[..., Any]) -> Callable[..., Any]:
+        def call(np, y, *parameters):
+            if np.__name__ != "torch":
+                return field(np, probe(y), *parameters)
+            slope = field(np, y, *parameters)
+            tally["evaluations"] += 1
+            if slope.requires_grad:
+                slope.register_hook(lambda _: tally.update(["vjps"]))
+            return slope
+
+        return call
+
+    for name in fields:
+        setattr(module, name, watched(getattr(module, name)))
+    return tally
 
 
 def _distance(x: Any, reference: np.ndarray) -> float:
@@ -285,6 +356,7 @@ class Row:
     tolerance: float | None = None
     summary: Figures = field(default_factory=dict)
     runs: list[Figures] = field(default_factory=list)  # as `measure` returns them
+    counts: Figures = field(default_factory=dict)  # as `count` does
 
 
 def run(
@@ -319,6 +391,8 @@ def run(
                                 row.tolerance = _ask({**job, "task": "calibrate"}, limit)
                     job["tolerance"] = row.tolerance
                     row.runs.append(_ask({**job, "task": "measure"}, limit))
+                    if repeat == 1 and problem.fields:
+                        row.counts = _ask({**job, "task": "count"}, limit)
                 except NoFigures as reason:
                     row.status = str(reason)
     _summarise(rows)
@@ -390,6 +464,7 @@ def _summarise(rows: list[Row]) -> None:
             values = [run[key] for run in row.runs]
             combine = statistics.median if key.endswith("_s") else max
             row.summary[key] = None if None in values else combine(values)
+        row.summary.update(row.counts)
     ours = next((row.summary["gradient_cpu_s"] for row in done if row.method == OURS), None)
     for row in done:
         gradient = row.summary["gradient_cpu_s"]

@@ -22,6 +22,9 @@ COLUMNS = (
     ("state error", "state_error", ".0e"),
     ("loss error", "loss_error", ".0e"),
     ("gradient error", "gradient_error", ".0e"),
+    ("f forward", "forward_evaluations", ","),
+    ("f gradient", "gradient_evaluations", ","),
+    ("vjps", "gradient_vjps", ","),
 )
 
 
@@ -42,7 +45,7 @@ def table(problem: Problem, size: int, rows: list[Row]) -> str:
         accurate = problem.accurate(row.summary)
         missed |= not accurate
         cells = [row.method if accurate else f"{row.method}*", _cell(row.tolerance, ".0e")]
-        cells += [_cell(row.summary[key], form) for _, key, form in COLUMNS]
+        cells += [_cell(row.summary.get(key), form) for _, key, form in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     if missed:
         what = "gradient" if problem.calibrate_on == "gradient" else "final state"

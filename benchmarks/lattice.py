@@ -210,6 +210,7 @@ PROBLEM = Problem(
     quick_sizes=(2,),
     target=1e-6,
     calibrate_on="gradient",
+    fields=("velocity", "real_velocity"),
     instance=instance,
     reference=reference,
     methods={

@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+import types
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,6 +169,25 @@ def test_errors_are_measured():
     assert figures["state_error"] == pytest.approx(2e-3)  # 2-norm over 4 entries
     assert figures["loss_error"] < 1e-15
     assert figures["forward_cpu_s"] > 0 and figures["gradient_wall_s"] > 0
+
+
+def test_evaluations_and_vjps_are_counted():
+    def velocity(np, y, a):
+        return a * np.sin(y)
+
+    module = types.SimpleNamespace(velocity=velocity)
+    tally = _harness.watch(module, ["velocity"])
+
+    def euler(a):
+        step = lambda _, y: y + 0.1 * module.velocity(jnp, y, a)
+        return jax.lax.fori_loop(0, 5, step, jnp.ones(3))
+
+    program = _harness.jax_program(euler, lambda y: y.sum(), np.array(0.5))
+    assert _harness.count(program, tally) == {
+        "forward_evaluations": 5,
+        "gradient_evaluations": 5,
+        "gradient_vjps": 5,
+    }
 
 
 def test_a_method_that_is_not_installed_is_reported(monkeypatch):
