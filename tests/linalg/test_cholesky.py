@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cdiffeq as cd
-from cdiffeq.linalg._cholesky import cholesky
+from cdiffeq.linalg._cholesky import _cholesky, cholesky
 
 RNG = np.random.default_rng(11)
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
@@ -32,9 +32,8 @@ def _adjoint(A: np.ndarray) -> np.ndarray:
 
 
 def _positive(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    """Eigenvalues not far from 4: finite differences don't leave the cone."""
     A = _random(*shape, dtype=dtype)
-    return (A + _adjoint(A)) / 8 + 4 * np.eye(shape[-1], dtype=dtype)
+    return A @ _adjoint(A) + np.eye(shape[-1], dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,12 +47,13 @@ def test_against_numpy_and_finite_differences(dtype: Any):
     E = _random(2, 3, 3, dtype=dtype)
     A = A + E - _adjoint(E)
     np.testing.assert_allclose(quick_jit(cholesky)(A), L, atol=100 * np.finfo(dtype).eps)
-    cd.testing.check_rule(cholesky, A)
+    # Long steps of finite differences leave the positive definite matrices: NaN tells, no error.
+    cd.testing.check_rule(_cholesky, A)
 
 
 def test_second_derivatives_against_finite_differences():
     A = _positive(3, 3) + _random(3, 3) / 9
-    cd.testing.check_rule(cholesky, A, modes=("hvp",))
+    cd.testing.check_rule(_cholesky, A, modes=("hvp",))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
