@@ -4,15 +4,15 @@ r"""The action of an exponential on vectors, ``y = exp(h A) v``: one rule for ev
     adjoint    g_v = exp(hA)^H g,      g_h = <A y, g>,
                g_A = conj(h) int_0^1 l(s) y(s)^H ds,    l(s) = exp((1-s)hA)^H g,  y(s) = exp(shA) v,
 
-where ``g_A`` is never formed: the parameters p of A get the pull-backs of ``l`` along ``p -> A(p) y``. A method
-has those integrals in its own form, in the few vectors that it can afford.
+where ``g_A`` is never formed: the parameters p of A get the pull-backs of ``l`` along ``p -> A(p) y``. A
+method has those integrals in its own form, in the few vectors that it can afford.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ from cdiffeq.linalg._operator import Operator
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
-Params = PyTree[Any]
+Params: TypeAlias = Any  # a pytree of arrays
 
 
 class Task(NamedTuple):

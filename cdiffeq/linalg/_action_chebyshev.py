@@ -44,8 +44,8 @@ class Chebyshev(Action):
 
     **Arguments**
 
-    - `bounds`: the lowest and the highest eigenvalue of A, or of A / i where A is anti-Hermitian, or bounds of
-      them. By default Gershgorin's, where the entries of A are known, and otherwise Lanczos' (30 products
+    - `bounds`: the lowest and the highest eigenvalue of A, or of A / i where A is anti-Hermitian, or bounds
+      of them. By default Gershgorin's, where the entries of A are known, and otherwise Lanczos' (30 products
       with A). The closer, the fewer terms.
     - `tol`: how far the sum may be from exp, relative to the largest modulus of exp(hA) on the interval; half
       of eps by default. Then ``norm(y - exp(hA) v) <= tol max|exp| norm(v)``, and the degree is

@@ -207,7 +207,7 @@ def _early_sum(
     """
 
     def unfinished(state):
-        k, b, total, size, before, largest = state
+        k, _, total, size, before, _ = state
         return (k <= scheme.degree) & ~(size + before <= tol * max_norm(total))
 
     def step(state):

@@ -64,7 +64,6 @@ def padded(A: Operator) -> Operator:
     if not isinstance(A, Sparse) or A.by_row is None or A.by_column is None:
         return A
     entries = A.data.shape[0]
-    m, n = A.shape
     by_row, by_column = A.by_row.T, A.by_column.T
     values = _take(A.data, by_row)
     column, row = _take(A.column, by_row), _take(A.row, by_column)

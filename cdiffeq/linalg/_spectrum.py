@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from cdiffeq.linalg._arnoldi import arnoldi, two_norm
-from cdiffeq.linalg._operator import Dense, Operator, Sparse
+from cdiffeq.linalg._operator import Dense, Function, Operator, Sparse
 from cdiffeq.linalg._padded import Padded
 
 _STEPS = 30  # of Lanczos' process, for bounds of a spectrum
@@ -83,9 +84,13 @@ def norm_estimate(A: Operator) -> Float[Array, ""]:
 def adjoint_sign(A: Operator) -> Float[Array, ""]:
     """1 if A^H = A, -1 if A^H = -A, NaN if neither, to rounding.
 
-    Of a matrix every entry is looked at; of other operators <z, A x> and <A z, x> for a pair of random vectors.
+    Of a dense matrix every entry is looked at; of others <z, A x> and <A z, x> for a pair of random vectors.
     """
-    A = jax.lax.stop_gradient(A)
+    # Of a function there is nothing by which the same program could be found again.
+    return (_adjoint_sign if isinstance(A, Function) else _compiled_sign)(jax.lax.stop_gradient(A))
+
+
+def _adjoint_sign(A: Operator) -> Float[Array, ""]:
     real = jnp.finfo(A.dtype).dtype
     if isinstance(A, Dense):
         back = jnp.conj(A.matrix.T)
@@ -100,6 +105,9 @@ def adjoint_sign(A: Operator) -> Float[Array, ""]:
     scale = (two_norm(Ax) + two_norm(Az)) / 2
     allowed = 32 * jnp.finfo(real).eps * scale
     return _sign(off(1), off(-1), allowed, real)
+
+
+_compiled_sign = eqx.filter_jit(_adjoint_sign)
 
 
 def _sign(same: Array, opposite: Array, allowed: Array, dtype: jnp.dtype) -> Float[Array, ""]:
