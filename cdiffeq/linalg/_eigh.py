@@ -29,6 +29,7 @@ from cdiffeq.linalg._gauge import (
     hermitian,
     imaginary_overlaps,
     phases,
+    poison_split,
     turn,
     turn_adjoint,
 )
@@ -61,12 +62,16 @@ def eigh(H: Inexact[Array, "... n n"]) -> EighResult:
 
     **Equal eigenvalues.** Those whose neighbours are within 32 n eps max|w| of each other make a block. A
     block determines its projector U_b U_b^H and symmetric functions of its eigenvalues, like their sum:
-    their first derivatives are right, at exactly equal eigenvalues too. The second derivatives of
-    projectors and of the sum of a block are right as well; of other symmetric functions, like the sum of
-    squares, they are not: differentiate `trace(funm(f, H))`, which is right throughout. A single
-    eigenvector or eigenvalue of a block has no derivative; what comes out is finite and describes a vector
-    that isn't turned within the block. Eigenvalues close to each other but beyond the tolerance are
-    differentiated as they are, with a relative error of eps norm(H) / gap.
+    their first derivatives are right, at exactly equal eigenvalues too, and so are the second ones of
+    projectors and of the sum. Eigenvalues close to each other but beyond the tolerance are differentiated
+    as they are, with a relative error of eps norm(H) / gap.
+
+    What else is made of a block is not right there. A single eigenvalue or eigenvector has no derivative.
+    A matrix function U diag(f(w)) U^H has one, but not through its parts, nor have the second derivatives
+    of other symmetric functions than the sum: use `funm`, and its trace, which are right at any spectrum.
+    Where a function tells the eigenvalues of a block apart, as these do, its gradient is NaN; in forward
+    mode, and where only the vectors of a block are told apart, what comes out is finite and describes
+    vectors that aren't turned within the block.
 
     **Derivatives** (Magnus 1985, doi:10.1017/S0266466600011129; M. Giles 2008,
     doi:10.1007/978-3-540-68942-3_4; here for complex vectors of fixed phase): any order at simple
@@ -122,7 +127,8 @@ def _adjoint(args, out, g):
     gU = gU + turn_adjoint(U, imaginary_overlaps(U, gU))
     B = F * matmul(adjoint(U), gU)
     gM = jnp.where(same, gW, 0) + B + F * _commutator(R, B)
-    return (hermitian(matmul(matmul(U, gM), adjoint(U))),)
+    gH = hermitian(matmul(matmul(U, gM), adjoint(U)))
+    return (poison_split(gH, same, diagonal(gW).real),)
 
 
 def _blocks(W: Inexact[Array, "... n n"]) -> tuple[Array, Array, Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from cdiffeq.linalg._expm import adjoint
+from cdiffeq.linalg._square import poison_each
 
 
 def pivots(U: Inexact[Array, "... m k"]) -> Bool[Array, "... m k"]:
@@ -76,6 +77,19 @@ def blocks(
     same = number[..., :, None] == number[..., None, :]
     gaps = values[..., None, :] - values[..., :, None]
     return same, jnp.where(same, 0, 1 / jnp.where(same, 1, gaps))
+
+
+def poison_split(
+    gradient: Inexact[Array, "... m n"], same: Bool[Array, "... k k"], g: Inexact[Array, "... k"]
+) -> Inexact[Array, "... m n"]:
+    """The gradient, NaN where the cotangents g of the values in one block differ.
+
+    Then the function tells them apart, as w_1 does, or U diag(f(w)) U^H put together from its parts. The
+    one has no derivative; the other has one, which the derivatives of the parts don't determine.
+    """
+    size = jnp.max(jnp.abs(g), axis=-1)[..., None, None]
+    differ = jnp.abs(g[..., :, None] - g[..., None, :]) > jnp.finfo(g.dtype).eps ** 0.5 * size
+    return poison_each(gradient, jnp.any(same & differ, axis=(-2, -1)))
 
 
 def hermitian(A: Inexact[Array, "... n n"]) -> Inexact[Array, "... n n"]:

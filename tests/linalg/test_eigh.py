@@ -175,6 +175,25 @@ def test_symmetric_functions_of_a_block():
     cd.testing.check_rule(lambda H: jnp.sum(eigh(H).eigenvalues ** 3), DEGENERATE["a double level"])
 
 
+@pytest.mark.parametrize("name", ["a double level", "of rank one"])
+def test_no_gradient_where_the_eigenvalues_of_a_block_are_told_apart(name: str):
+    H = jnp.asarray(DEGENERATE[name]) + 0j
+    o = jnp.asarray(_random(3, 3))
+
+    def by_parts(H: Any) -> jax.Array:
+        w, U = eigh(H)
+        return jnp.sum(o * ((U * jnp.exp(w)[None, :]) @ U.conj().T)).real
+
+    for f in (by_parts, lambda H: eigh(H).eigenvalues[1]):
+        assert np.isnan(jax.jit(jax.grad(f))(H)).all()
+    # Nor a second derivative, of what has one but not through the eigenvalues.
+    squares = lambda H: jnp.sum(eigh(H).eigenvalues ** 2)
+    hvp = jax.jit(lambda H, E: jax.jvp(jax.grad(squares), (H,), (E,)))
+    gradient, second = hvp(H, o)
+    np.testing.assert_allclose(gradient, 2 * H.conj(), atol=1e-13)
+    assert np.isnan(second).all()
+
+
 def test_a_projector_that_knows_its_derivative():
     # P = U_b U_b^H moves by sum over b and not b of (P dH Q_c + h.c.) / (w_b - w_c).
     H = np.diag([1.0, 1.0, 2.0, 4.0]).astype(complex)
