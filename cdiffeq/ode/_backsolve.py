@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._flat import Layout
 from cdiffeq.ode._flow import Problem, require, tangent_of_steps
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march
+from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.wirtinger._linear_map import pull_back
 
 
-class Backsolve(eqx.Module):
+class Backsolve(AdjointMethod):
     r"""Adjoint method: the state is solved again, backward in time, with its costate. No memory at all.
 
     From each saved time to the one before it, with tolerances and a solver as forward,

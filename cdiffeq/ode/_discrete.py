@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._flow import Problem, tangent_of_steps
 from cdiffeq.ode._march import Record, Stepping, grid_of, square_root, step_times
+from cdiffeq.ode._method import AdjointMethod
 
 
-class Discrete(eqx.Module):
+class Discrete(AdjointMethod):
     r"""Adjoint method: the derivative of the accepted steps, by the Runge-Kutta method's own adjoint.
 
     Each accepted step ``y+ = Phi_h(t, y)`` has the adjoint ``mu = (dPhi)* mu+``, whose stages cost one vjp

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._flat import Layout
 from cdiffeq.ode._flow import Problem, require
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march
+from cdiffeq.ode._method import AdjointMethod
 
 
-class ForwardSensitivity(eqx.Module):
+class ForwardSensitivity(AdjointMethod):
     r"""Adjoint method that isn't one: tangents ``s' = (dF/dy) s + (dF/dp) dp``, solved along with y.
 
     Tangents and state are one system, and the tolerances hold for both. A jvp takes one tangent; a vjp one

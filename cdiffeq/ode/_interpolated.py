@@ -6,18 +6,18 @@ import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import run_steps_back
 from cdiffeq.ode._flow import Problem, require, tangent_of_steps
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march, square_root, step_times
+from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.ode._steppers import interpolate
 from cdiffeq.wirtinger._linear_map import pull_back
 
 
-class Interpolated(eqx.Module):
+class Interpolated(AdjointMethod):
     r"""Adjoint method: the costate is solved for backward, with the state from the solver's interpolation.
 
     In each step of the forward solve, from the last to the first, y(t) is the solver's own continuous

@@ -13,13 +13,13 @@ import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import add_time_gradient
 from cdiffeq.ode._flow import Problem, require, tangent_of_steps
 from cdiffeq.ode._march import Record, Stepping, grid_of, step_times
+from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.ode._steppers import ExplicitStepper, Field, Step, StepAdjoint
 
 
@@ -81,7 +81,7 @@ class CoupledStepper:
         return self.base.step(F, t, h, y, p, F(t, y, p))
 
 
-class Reversible(eqx.Module):
+class Reversible(AdjointMethod):
     r"""Adjoint method: a reversible form of the solver, run backward; the exact derivative of its steps.
 
     The solve itself takes the steps of the coupled method (the equations are above): order and error

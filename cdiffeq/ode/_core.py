@@ -1,0 +1,149 @@
+"""A checked problem as the rule sees it, flat and real, and its solution as the user sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from cdiffeq.ode._dense import Dense
+from cdiffeq.ode._events import event_time
+from cdiffeq.ode._flat import Layout, is_complex
+from cdiffeq.ode._flow import Problem, flow
+from cdiffeq.ode._march import Code, Report
+from cdiffeq.ode._solution import Solution, Stats
+from cdiffeq.wirtinger._linear_map import hoist
+
+
+class Static(eqx.Module):
+    """What is fixed about a solve, compared by value so that compiled programs are found again."""
+
+    value: Any = eqx.field(static=True)
+
+
+@eqx.filter_jit
+def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> Any:
+    """The solution for functions (f, event, cost), with what is static: (stepping, adjoint, dense, throw).
+
+    With it come the `Code`, the last time reached and max_steps, for an error message.
+    """
+    stepping, adjoint, dense, throw = static.value
+    f, event, cost = functions
+    _check_field(f, ts, y0, args)
+    zero_cost = None if cost is None else _zero_cost(cost, ts, y0, args)
+    state = (y0, zero_cost)
+    layout = Layout.of(state)
+
+    direction = jax.lax.stop_gradient(jnp.where(ts[-1] >= ts[0], 1.0, -1.0)).astype(ts.dtype)
+    arrays, rest = eqx.partition(args, eqx.is_array)
+    tracer, fixed_arrays = eqx.partition(arrays, eqx.is_inexact_array)
+
+    def field(s, flat, moving, still, direction):
+        y, _ = layout.unpack(flat)
+        full = eqx.combine(moving, still, rest)
+        t = direction * s
+        dy = _like(f(t, y, full), y0)
+        dcost = None if cost is None else _like(cost(t, y, full), zero_cost)
+        return direction * layout.pack((dy, dcost))
+
+    def trigger(s, flat, moving, still, direction):
+        y, _ = layout.unpack(flat)
+        value = jnp.asarray(event(direction * s, y, eqx.combine(moving, still, rest)))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"event must return a real number, got {value.dtype}{list(value.shape)}."
+            )
+        return value.astype(flat.dtype)
+
+    flat0 = layout.pack(state)
+    s = direction * ts
+    operands = (s[0], flat0, tracer, fixed_arrays, direction)
+    pure_field, params, fixed = _close(field, operands)
+    problem = Problem(pure_field, stepping, adjoint, throw)
+    when = occurred = None
+    if event is not None:
+        pure_trigger, event_params, event_fixed = _close(trigger, operands)
+        when, occurred = event_time(
+            flat0, s[jnp.array([0, -1])], (params, event_params), (fixed, event_fixed),
+            problem, pure_trigger,
+        )  # fmt: skip
+        s = jnp.minimum(s, when)
+        when = direction * when
+        ts = direction * s
+    out = flow(flat0, s, params, fixed, problem)
+    report = Report(*out.report)
+    ys, costs = layout.unpack(out.ys)
+    interpolation = (
+        Dense(problem, layout, out.kept, out.ends, out.before, s, direction, params, fixed)
+        if dense
+        else None
+    )
+    stats = Stats(
+        *(x.astype(jnp.int32) for x in (report.steps, report.rejected, report.evaluations))
+    )
+    solution = Solution(
+        ts, ys, costs, when, occurred, stats, report.code == Code.SUCCESS, interpolation
+    )
+    return solution, (report.code, direction * report.time, jnp.asarray(stepping.max_steps))
+
+
+def _close(fn: Callable[..., Any], operands: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """A function (t, y, params, fixed) that closes over no array, its parameters and the rest."""
+    _, _, tracer, fixed_arrays, direction = operands
+    pure, _, consts = hoist(fn, *operands)
+    moving = [eqx.is_inexact_array(c) for c in consts]
+    split = lambda kind: [c for c, m in zip(consts, moving, strict=True) if m == kind]
+
+    def closed(s, flat, params, fixed):
+        moved, tracer = params
+        held, fixed_arrays, direction = fixed
+        moved, held = iter(moved), iter(held)
+        values = [next(moved if m else held) for m in moving]
+        return pure(values, s, flat, tracer, fixed_arrays, direction)
+
+    return closed, (split(True), tracer), (split(False), fixed_arrays, direction)
+
+
+def _check_field(f: Any, ts: Any, y0: Any, args: Any) -> None:
+    """Refuses a field whose value isn't shaped like the state, leaf by leaf."""
+    dy = eqx.filter_eval_shape(f, ts[0], y0, args)
+    if jax.tree.structure(dy) != jax.tree.structure(y0):
+        raise TypeError(
+            f"f must return the structure of y0, {jax.tree.structure(y0)}; got {jax.tree.structure(dy)}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(y0), jax.tree.leaves(dy), strict=True)
+    for (path, y), d in pairs:
+        where = jax.tree_util.keystr(path)
+        if jnp.shape(d) != y.shape:
+            raise ValueError(
+                f"f returns shape {jnp.shape(d)} for y{where}, whose initial value has shape {y.shape}."
+            )
+        dtype = jnp.result_type(d)
+        if is_complex(dtype) and not is_complex(y.dtype):
+            raise TypeError(
+                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: make y0 complex, for example "
+                "y0 + 0j."
+            )
+        if jnp.finfo(jnp.result_type(dtype, y.dtype)).bits != jnp.finfo(y.dtype).bits:
+            raise TypeError(
+                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: give y0 and all that f uses "
+                "one precision."
+            )
+
+
+def _zero_cost(cost: Any, ts: Any, y0: Any, args: Any) -> Any:
+    value = eqx.filter_eval_shape(cost, ts[0], y0, args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.shape != ():
+            raise TypeError(
+                f"cost{jax.tree_util.keystr(path)} must be a real or complex number, got "
+                f"{leaf.dtype}{list(leaf.shape)}."
+            )
+    return jax.tree.map(lambda v: jnp.zeros((), v.dtype), value)
+
+
+def _like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), tree, like)
