@@ -235,7 +235,6 @@ def draw(file, eps, E, history, stages, wavelengths, T):
         axes[2].text(first + 1, 1.1, rf"$\beta={beta}$", fontsize=7, color="0.4", va="bottom")
         first += steps
     axes[2].set(title="(c) progress", xlabel="step", ylabel="$1 - T$")
-    axes[2].title.set_position((0.5, 1.1))
     axes[3].plot(1e3 * wavelengths, 100 * T, "o-", ms=3, color=blue, lw=1.2)
     axes[3].axvline(1e3 * WAVELENGTH, color="0.7", lw=0.7)
     axes[3].set(title="(d) two materials alone", xlabel="wavelength (nm)", ylabel="$T$ (%)")
