@@ -11,5 +11,6 @@ from cdiffeq.linalg._solve import Factorization as Factorization
 from cdiffeq.linalg._solve import factorize as factorize
 from cdiffeq.linalg._solve import solve as solve
 from cdiffeq.linalg._solver import Solver as Solver
+from cdiffeq.linalg._sparse_direct import Sparse as Sparse
 from cdiffeq.linalg._triangular import Triangular as Triangular
 from cdiffeq.linalg._tridiagonal import Tridiagonal as Tridiagonal

@@ -67,7 +67,7 @@ class Banded(Solver):
     ) -> tuple[Inexact[Array, "n k"], Report]:
         lu, pivots, code = state
         solve = functools.partial(_solve, *self._widths(A.shape[0]), adjoint)
-        x = host_call(solve, jax.ShapeDtypeStruct(b.shape, b.dtype), lu, pivots, b)
+        (x,) = host_call(solve, [jax.ShapeDtypeStruct(b.shape, b.dtype)], lu, pivots, b)
         return x, direct_report(A, x, b, adjoint, code)
 
     def _widths(self, n: int) -> tuple[int, int]:
@@ -89,15 +89,15 @@ def _factor(
     lu, pivots, info = gbtrf(room, lower, upper, overwrite_ab=True)
     if info > 0:  # a pivot is zero
         return lu, pivots, True
-    x = _solve(lower, upper, False, lu, pivots, b[:, None])
+    (x,) = _solve(lower, upper, False, lu, pivots, b[:, None])
     return lu, pivots, bool(ill_conditioned(norm, x, b, np.finfo(ab.dtype).eps))
 
 
 def _solve(
     lower: int, upper: int, adjoint: bool, lu: np.ndarray, pivots: np.ndarray, b: np.ndarray
-) -> np.ndarray:
+) -> tuple[np.ndarray]:
     if b.size == 0:
-        return b
+        return (b,)
     (gbtrs,) = scipy.linalg.get_lapack_funcs(("gbtrs",), (lu,))
     x, _ = gbtrs(lu, lower, upper, b, pivots, trans=2 if adjoint else 0)
-    return x
+    return (x,)

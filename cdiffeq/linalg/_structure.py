@@ -59,12 +59,17 @@ def _refuse(name: str, i: Any, j: Any) -> None:
 
 
 def probe(n: int, dtype: Any) -> Inexact[Array, " n"]:
+    """`probe_on_host` as a JAX array."""
+    return jnp.asarray(probe_on_host(n), dtype)
+
+
+def probe_on_host(n: int) -> np.ndarray:
     """A right side that tells by its solution whether a matrix is singular to rounding.
 
     Of random entries: it is next to orthogonal to no singular vector in particular.
     """
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n), dtype)
+    return rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n)
 
 
 def ill_conditioned(norm: Any, x: Any, b: Any, eps: float) -> Any:
