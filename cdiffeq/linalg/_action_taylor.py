@@ -133,7 +133,7 @@ class Taylor(Action):
             return jax.lax.fori_loop(0, scheme.degree, term, (g, g_params))
 
         start = g, zeros_like(task.params)
-        g_v, g_params = _backwards(step, step_back, task.v, scheme.steps, start)
+        g_v, g_params = backwards(step, step_back, task.v, scheme.steps, start)
         return g_params, g_v
 
     def _tol(self, task: Task) -> float:
@@ -242,7 +242,7 @@ def _advance(step: Callable[[Array], Array], y: Array, steps: Int[Array, ""]) ->
     return jax.lax.fori_loop(0, steps, lambda _, y: step(y), y)
 
 
-def _backwards(
+def backwards(
     step: Callable[[Array], Array],
     step_back: Callable[[Array, Any], Any],
     y: Array,

@@ -204,7 +204,7 @@ class Function(Operator):
         return Function(self.fn, self.params, (n, m), self.traced_in, not self.adjointed)
 
 
-def as_operator(name: str, A: Any, like: PyTree[Array] | None = None) -> Operator:
+def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
     """The operator that `A` stands for: an array (m, n), a matrix of `scipy.sparse`, a BCOO or BCSR matrix of
     JAX, an operator of lineax, or a function of vectors that look like `like`.
 
@@ -240,7 +240,7 @@ def as_operator(name: str, A: Any, like: PyTree[Array] | None = None) -> Operato
     return Dense(matrix)
 
 
-def flatten(name: str, x: PyTree[Array]) -> tuple[Inexact[Array, " n"], Callable[[Array], Any]]:
+def flatten(name: str, x: PyTree[Any]) -> tuple[Inexact[Array, " n"], Callable[[Array], Any]]:
     """The leaves of x as one vector, and the way back, which keeps whatever dtype the vector has."""
     leaves, tree = jax.tree.flatten(x)
     leaves = [as_array(name, leaf) for leaf in leaves]
@@ -258,7 +258,7 @@ def flatten(name: str, x: PyTree[Array]) -> tuple[Inexact[Array, " n"], Callable
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), unflatten
 
 
-def _of_function(name: str, fn: Callable[[Any], Any], like: PyTree[Array]) -> Operator:
+def _of_function(name: str, fn: Callable[[Any], Any], like: PyTree[Any]) -> Operator:
     flat, unflatten = flatten("b", like)
     with_flat = lambda x: flatten(f"the result of {name}", fn(unflatten(x)))[0]
     form = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
