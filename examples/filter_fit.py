@@ -30,6 +30,7 @@ than if it were independent noise. The script fails if its root mean square exce
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -94,24 +95,25 @@ def nodal_matrix(circuit, values, f):
     return Y
 
 
-def reflection(circuit, logs, f):
-    """S, complex (frequency,), of the circuit whose elements have these logarithms."""
-    Y = nodal_matrix(circuit, jnp.exp(logs), f)
+@partial(jax.jit, static_argnames="name")
+def reflection(name, logs, f):
+    """S, complex (frequency,), of the circuit of this name whose elements have these logarithms."""
+    Y = nodal_matrix(CIRCUITS[name], jnp.exp(logs), f)
     i = np.zeros(Y.shape[:-1])
     i[:, 0] = 1 / Z0
     v = cd.linalg.solve(Y, i[..., None])[..., 0]
     return 2 * v[:, 0] - 1
 
 
-def fit(circuit, f, measured):
+def fit(name, f, measured):
     """Estimate and covariance of the logarithms, what is left over (2, frequency), and its rho."""
 
     @jax.jit
     def residuals(logs):
-        left = reflection(circuit, logs, f) - measured
+        left = reflection(name, logs, f) - measured
         return jnp.concatenate([left.real, left.imag])
 
-    start = np.log([value for *_, value in circuit.values()])
+    start = np.log([value for *_, value in CIRCUITS[name].values()])
     found = least_squares(residuals, start, jax.jit(jax.jacfwd(residuals)), x_scale="jac")
     left = found.fun.reshape(2, -1)
     rho = np.sum(left[:, 1:] * left[:, :-1]) / np.sum(left**2)
@@ -146,7 +148,7 @@ def draw(file, f, measured, fits):
             axes[2].plot(arc.real, arc.imag, color="0.88", lw=0.6)
     axes[2].plot(measured.real, measured.imag, **dots)
     for name, (logs, _, left, _) in fits.items():
-        S = np.asarray(reflection(CIRCUITS[name], logs, fine))
+        S = np.asarray(reflection(name, logs, fine))
         style = dict(lw=1.2, label=name, **styles[name])
         axes[0].plot(fine, decibels(S), **style)
         axes[1].plot(fine, degrees(S), **style)
@@ -185,7 +187,7 @@ def main() -> int:
     f, measured = read_touchstone(DATA)
     fits, rms = {}, {}
     for name in list(CIRCUITS)[: 1 if given.quick else None]:
-        fits[name] = logs, covariance, left, rho = fit(CIRCUITS[name], f, measured)
+        fits[name] = logs, covariance, left, rho = fit(name, f, measured)
         rms[name] = np.sqrt(np.mean(np.sum(left**2, axis=0)))
         print(f"{name}: {rms[name]:.4f} left over (rms of |fit - measured|), rho {rho:.2f}")
         for element, log, bar in zip(
