@@ -4,9 +4,9 @@
 
 P is a minimum degree ordering of the pattern of A + A^T, and pivots are taken from the diagonal: the
 factors of matrices from differential equations are then half as large as with row exchanges, and one
-refinement makes up for the rounding that is left (X. S. Li, J. W. Demmel 1998, doi:10.1109/SC.1998.10030). The
-backward error of x is measured. Where it isn't at rounding, A is factored again, with SuperLU's own choice of
-columns and with row exchanges (J. W. Demmel et al. 1999, doi:10.1137/S0895479895291765).
+refinement makes up for the rounding that is left (Li and Demmel 1998, doi:10.1109/SC.1998.10030). The
+backward error of x is measured. Where it isn't at rounding, A is factored again, with SuperLU's own choice
+of columns and with row exchanges (Demmel et al. 1999, doi:10.1137/S0895479895291765).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _ROUNDING_IN_EPS = 16
 
 
 class Sparse(Solver):
-    """Sparse LU (SuperLU, by way of SciPy): a minimum degree ordering, pivots from the diagonal as long as they
-    are good enough, and one step of refinement.
+    """Sparse LU (SuperLU, by way of SciPy): a minimum degree ordering, pivots from the diagonal as long as
+    they are good enough, and one step of refinement.
 
     Reads the entries of a sparse operator; another one is made dense. Where the pattern is known when a
     program is traced (the indices of a BCOO matrix aren't traced), it is analysed then, once. Says that A is
@@ -69,13 +69,13 @@ class Sparse(Solver):
 
     def init(self, A: Operator) -> Any:
         data, row, column = entries(A)
-        like = jax.ShapeDtypeStruct((2,), np.uint32), jax.ShapeDtypeStruct((), np.int32)
+        like = [jax.ShapeDtypeStruct((2,), np.uint32)]
         if is_traced(row) or is_traced(column):
-            key, code = host_call(functools.partial(_store, A.shape[0]), like, data, row, column)
+            (key,) = host_call(functools.partial(_store, A.shape[0]), like, data, row, column)
         else:
             pattern = analyse(np.asarray(row), np.asarray(column), A.shape[0])
-            key, code = host_call(functools.partial(_store_values, pattern), like, data)
-        return key, code, data, row, column
+            (key,) = host_call(functools.partial(_store_values, pattern), like, data)
+        return key, data, row, column
 
     def compute(
         self,
@@ -85,14 +85,13 @@ class Sparse(Solver):
         guess: Inexact[Array, "n k"] | None,
         adjoint: bool,
     ) -> tuple[Inexact[Array, "n k"], Report]:
-        key, code, *of_A = state
         real = jnp.finfo(b.dtype).dtype
         like = (
             jax.ShapeDtypeStruct(b.shape, b.dtype),
             jax.ShapeDtypeStruct((), real),
             jax.ShapeDtypeStruct((), real),
         )
-        x, code, residual = host_call(functools.partial(_solve, adjoint), like, key, code, b, *of_A)
+        x, code, residual = host_call(functools.partial(_solve, adjoint), like, b, *state)
         return x, Report(code, residual, jnp.zeros((), real))
 
 
@@ -185,7 +184,7 @@ class Factors:
         entries = self.matrix.nnz + (0 if self.lu is None else self.lu.nnz)
         return entries * (self.matrix.dtype.itemsize + 4)
 
-    def solve(self, b: np.ndarray, adjoint: bool) -> tuple[np.ndarray, float, float]:
+    def solve(self, b: np.ndarray, adjoint: bool) -> tuple[np.ndarray, int, float]:
         """x, the code of how it went, and norm(b - A x) / norm(b) of the worst column."""
         if b.size == 0:
             return b, Code.SUCCESS, 0.0
@@ -194,13 +193,13 @@ class Factors:
         x, left, error = self._refined(b, adjoint)
         if not error <= _ROUNDING_IN_EPS and not self.exchanged:
             self.exchange_rows()
-            x, left, error = self._refined(b, adjoint)
+            return self.solve(b, adjoint)
         norm = lambda v: np.sqrt(np.sum(np.abs(v) ** 2, axis=0))
         given = norm(b)
-        residual = np.max(norm(left) / np.where(given == 0, 1, given))
+        residual = float(np.max(norm(left) / np.where(given == 0, 1, given)))
         # Row exchanges and refinement give all digits, of a matrix that has them to give.
-        code = self.code if error <= 1e3 * _ROUNDING_IN_EPS else self.code or Code.SINGULAR
-        return x, code, residual
+        lost = not error <= 1e3 * _ROUNDING_IN_EPS
+        return x, Code.SINGULAR if lost else Code.SUCCESS, residual
 
     def _refined(self, b: np.ndarray, adjoint: bool) -> tuple[np.ndarray, np.ndarray, float]:
         """x, b - A x, and the backward error in eps, norm(b - A x) / (norm(A) norm(x) + norm(b)) / eps."""
@@ -234,19 +233,17 @@ def _store(n: int, data: np.ndarray, row: np.ndarray, column: np.ndarray) -> tup
     return _store_values(analyse(row, column, n), data)
 
 
-def _store_values(pattern: Pattern, data: np.ndarray) -> tuple[np.ndarray, int]:
-    """Factor; the key of the factors, and how it went."""
-    factors = Factors(pattern.matrix(data))
+def _store_values(pattern: Pattern, data: np.ndarray) -> tuple[np.ndarray]:
+    """Factor; the key of the factors."""
     key = secrets.randbits(63)
-    _keep(key, factors)
-    return np.array([key >> 32, key & 0xFFFFFFFF], np.uint32), factors.code
+    _keep(key, Factors(pattern.matrix(data)))
+    return (np.array([key >> 32, key & 0xFFFFFFFF], np.uint32),)
 
 
 def _solve(
     adjoint: bool,
-    key: np.ndarray,
-    code: np.ndarray,
     b: np.ndarray,
+    key: np.ndarray,
     data: np.ndarray,
     row: np.ndarray,
     column: np.ndarray,

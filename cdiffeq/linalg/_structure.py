@@ -22,7 +22,8 @@ def band(
     """
     n, width = A.shape[0], lower + upper + 1
     if isinstance(A, Sparse):
-        row, column = A.row, A.column
+        row: Any = A.row
+        column: Any = A.column
         known = not (is_traced(row) or is_traced(column))
         if known:
             row, column = np.asarray(row), np.asarray(column)
@@ -37,9 +38,9 @@ def band(
 
     matrix = A.to_dense()
     found = outside(name, matrix, lower, upper)
-    row = np.arange(n) + np.arange(-upper, lower + 1)[:, None]
-    entries = matrix[np.clip(row, 0, max(n - 1, 0)), np.arange(n)[None]]
-    return jnp.where((row >= 0) & (row < n), entries, 0), found
+    i = np.arange(n) + np.arange(-upper, lower + 1)[:, None]
+    entries = matrix[np.clip(i, 0, max(n - 1, 0)), np.arange(n)[None]]
+    return jnp.where((i >= 0) & (i < n), entries, 0), found
 
 
 def outside(name: str, matrix: Inexact[Array, "n n"], lower: int, upper: int) -> Bool[Array, ""]:
