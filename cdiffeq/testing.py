@@ -1,4 +1,4 @@
-"""Checks of derivative rules that say what is wrong: which argument, which mode, how far off.
+"""Conformance checks. Of derivative rules: what is wrong, in which argument and mode, and how far off.
 
 With dy = A dx + B conj(dx) = J dx to first order, a rule owes
 
@@ -6,7 +6,8 @@ With dy = A dx + B conj(dx) = J dx to first order, a rule owes
     vjp    ct -> g                  Re sum(g v) compared with Re sum(ct J v), J v from the same
     both                            Re sum(ct jvp(v)) = Re sum(vjp(ct) v), to rounding
 
-for random complex v and ct (real ones where the argument or the output is real).
+for random complex v and ct (real ones where the argument or the output is real). Of linear solvers: that
+each solves what the rule of `cd.linalg.solve` asks it to.
 """
 
 import functools
@@ -18,6 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
+
+from cdiffeq.linalg._operator import as_operator
+from cdiffeq.linalg._solve import factorize, solve
+from cdiffeq.linalg._solver import Solver
 
 # Central differences: df/dt = sum_k c_k (f(k h) - f(-k h)) / h, k = 1, 2, ..., of order 8, and of
 # order 6 on the same values, to see how far the first has converged.
@@ -458,3 +463,58 @@ def _second_mistakes(rule: _Rule, rtol: float, atol: float) -> Iterator[_Mistake
     names = [f"gradient of {name}" for name in rule.x_names]
     differences = _differences(rule, gradient, g)
     return _tangent_mistakes("hvp", rule, names, tangents, differences, rtol, atol)
+
+
+def check_linear_solver(solver: Solver, A: Any, *, rtol: float | None = None) -> None:
+    r"""Raises `AssertionError` if `solver` doesn't do with `A` what `cd.linalg.solve` asks of a solver.
+
+    **What is checked**, with random right sides: `norm(b - M x) <= rtol norm(b)` for M = A, A^T and A^H,
+    from one `factorize` that was passed through `jax.jit`; for a complex vector and for several columns of
+    the dtype of A; with a guess that is wrong; the dtype of x; x = 0 for b = 0; that no number comes of a
+    NaN in b, or of a matrix of zeros. Derivatives need no check: their rule belongs to `solve`, and all that
+    it asks of a solver is these solves.
+
+    **Arguments**: `A`, a regular matrix or operator that the solver is meant for, as in `cd.linalg.solve`.
+    `rtol`: 1000 n eps by default, n the size of A; pass an iterative solver's tolerance.
+
+    >>> check_linear_solver(cd.linalg.LU(), np.array([[0.0, 2j], [1.0, 1.0]]))
+    """
+    operator = as_operator("A", A)
+    matrix = np.asarray(operator.to_dense())
+    n, dtype = len(matrix), matrix.dtype
+    rtol = 1000 * n * float(jnp.finfo(dtype).eps) if rtol is None else rtol
+    factors = jax.jit(lambda A: factorize(A, solver))(operator)
+    kinds = {"A": matrix, "A^T": matrix.T, "A^H": matrix.conj().T}
+    all_kinds = jax.jit(
+        lambda F, b: (F.solve(b), F.solve_transposed(b), F.solve_conjugate_transposed(b))
+    )
+    rng = np.random.default_rng(0)
+    vector = _random_like(np.zeros(n, np.result_type(dtype, np.complex64)), rng)
+    columns = _random_like(np.zeros((n, 2), dtype), rng)
+    for b in (vector, columns):
+        for (name, M), x in zip(kinds.items(), all_kinds(factors, b), strict=True):
+            _require_solution(f"{name} x = b, b {b.dtype}{list(b.shape)}", M, x, b, rtol)
+
+    guess = jnp.ones(n, dtype)
+    guessed = jax.jit(lambda A, b: solve(A, b, solver, guess=guess, throw=False)[0])
+    b = columns[:, 0]
+    _require_solution("A x = b with a guess of ones", matrix, guessed(operator, b), b, rtol)
+    zeros = jax.tree.map(lambda a: a * 0 if _is_inexact(a) else a, operator)
+    for what, x, expected in (
+        ("b = 0", guessed(operator, 0 * b), 0.0),
+        ("b = NaN", guessed(operator, np.nan * b), np.nan),
+        ("A = 0", guessed(zeros, b), np.nan),
+    ):
+        if not np.array_equal(x.real, np.full(n, expected), equal_nan=True):
+            raise AssertionError(f"check_linear_solver: {what}, and x is {x}, not {expected}")
+
+
+def _require_solution(what: str, M: np.ndarray, x: Any, b: np.ndarray, rtol: float) -> None:
+    form, expected = f"{x.dtype}{list(x.shape)}", f"{np.result_type(M, b)}{list(b.shape)}"
+    if form != expected:
+        raise AssertionError(f"check_linear_solver: {what}: x is {form}, not {expected}")
+    left = np.linalg.norm(b - M @ np.asarray(x), axis=0) / np.linalg.norm(b, axis=0)
+    if not np.all(left <= rtol):
+        raise AssertionError(
+            f"check_linear_solver: {what}: the relative residual is {np.max(left):.1e}, not {rtol:.1e}"
+        )

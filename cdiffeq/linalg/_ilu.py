@@ -55,7 +55,7 @@ class ILU(Preconditioner):
         """The key of the factors, which are kept."""
         digest = hashlib.blake2b(repr((self, n, entries[0].dtype)).encode(), digest_size=16)
         for array in entries:
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         self._factors(digest.digest(), n, *entries)
         return (np.frombuffer(digest.digest(), np.uint32),)
 

@@ -71,9 +71,8 @@ class Krylov(Solver):
         adjoint: bool,
     ) -> tuple[Inexact[Array, "n k"], Report]:
         check_tolerance("rtol", self.rtol, b.dtype)
-        precondition = lambda r: r
-        if self.preconditioner is not None:
-            precondition = lambda r: self.preconditioner.apply(state, r, adjoint)
+        M = self.preconditioner
+        precondition = (lambda r: r) if M is None else lambda r: M.apply(state, r, adjoint)
         mv = (A.adjoint() if adjoint else A).mv
         max_steps = 10 * b.shape[0] if self.max_steps is None else self.max_steps
 

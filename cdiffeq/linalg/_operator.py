@@ -226,8 +226,6 @@ def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
             raise ValueError(f"{name} must be one sparse matrix, got {A}.")
         data = as_array(f"{name}.data", A.data)
         return sparse(data, A.indices[:, 0], A.indices[:, 1], A.shape)
-    if isinstance(A, lx.MatrixLinearOperator):
-        return Dense(A.matrix)
     if isinstance(A, lx.AbstractLinearOperator):
         return _of_lineax(name, A)
     if callable(A):
@@ -272,6 +270,20 @@ def _of_function(name: str, fn: Callable[[Any], Any], like: PyTree[Any]) -> Oper
 
 
 def _of_lineax(name: str, A: lx.AbstractLinearOperator) -> Operator:
+    while isinstance(A, lx.TaggedLinearOperator):
+        A = A.operator
+    if isinstance(A, lx.MatrixLinearOperator | lx.PyTreeLinearOperator):
+        return Dense(A.as_matrix())
+    if isinstance(A, lx.DiagonalLinearOperator | lx.IdentityLinearOperator):
+        diagonal = lx.diagonal(A)
+        place = np.arange(diagonal.size)
+        return sparse(diagonal, place, place, (diagonal.size, diagonal.size))
+    if isinstance(A, lx.TridiagonalLinearOperator):
+        n, place = A.diagonal.size, np.arange(A.diagonal.size)
+        data = jnp.concatenate([A.lower_diagonal, A.diagonal, A.upper_diagonal])
+        row = np.concatenate([place[1:], place, place[:-1]])
+        column = np.concatenate([place[:-1], place, place[1:]])
+        return sparse(data, row, column, (n, n))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), A.in_structure())
     _, unflatten = flatten(f"the input of {name}", zeros)
     dtypes = {s.dtype for s in jax.tree.leaves((A.in_structure(), A.out_structure()))}
