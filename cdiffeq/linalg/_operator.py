@@ -225,7 +225,14 @@ def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
         if A.n_batch or A.n_dense or A.ndim != 2:
             raise ValueError(f"{name} must be one sparse matrix, got {A}.")
         data = as_array(f"{name}.data", A.data)
-        return sparse(data, A.indices[:, 0], A.indices[:, 1], A.shape)
+        indices: Any = A.indices if is_traced(A.indices) else np.asarray(A.indices)
+        row, column = indices[:, 0], indices[:, 1]
+        if not is_traced(indices):
+            # Entries beyond the matrix are JAX's way to fill up to a number of entries.
+            inside = (row < A.shape[0]) & (column < A.shape[1])
+            if not inside.all():
+                data, row, column = data[inside], row[inside], column[inside]
+        return sparse(data, row, column, A.shape)
     if isinstance(A, lx.AbstractLinearOperator):
         return _of_lineax(name, A)
     if callable(A):

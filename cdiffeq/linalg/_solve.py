@@ -24,9 +24,16 @@ from jaxtyping import Array, Inexact, PyTree
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
+from cdiffeq.linalg._banded import Banded
+from cdiffeq.linalg._cholesky_solver import Cholesky
+from cdiffeq.linalg._diagonal import Diagonal
+from cdiffeq.linalg._gmres import GMRES
 from cdiffeq.linalg._lu import LU
-from cdiffeq.linalg._operator import Dense, Operator, apply, as_operator, flatten
+from cdiffeq.linalg._operator import Dense, Operator, Sparse, apply, as_operator, flatten
 from cdiffeq.linalg._solver import REASONS, Code, Report, Solver
+from cdiffeq.linalg._sparse_direct import Sparse as SparseLU
+from cdiffeq.linalg._triangular import Triangular
+from cdiffeq.linalg._tridiagonal import Tridiagonal
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
@@ -104,7 +111,17 @@ def solve(
       complex numbers (for one that isn't: `real_linear_solve`). A function may close over traced values.
     - `b`: of shape (n,), or (..., n, k) for k columns, as in `numpy.linalg.solve`; leading axes of A and b
       broadcast. For a function: a pytree of what it acts on, of one dtype.
-    - `solver`: `LU()` and the like; by default what suits the structure of A.
+    - `solver`: by default what suits the structure of A:
+
+      | A | solver |
+      |---|---|
+      | dense | `LU()`; `Diagonal()` or `Triangular()` where its zeros are known and say so |
+      | operator of lineax, by its type and tags | `Diagonal()`, `Tridiagonal()`, `Triangular()`, `Cholesky()` |
+      | sparse, of known pattern | `Diagonal()`, `Tridiagonal()`; `Banded()` where the band is a quarter full |
+      | any other sparse one | `Sparse()`; up to a size of 128 `LU()` |
+      | function, and any other operator of lineax | `GMRES()`, to its own tolerance |
+
+      Others are `QR()`, `KLU()`, `CG()`, `MINRES()` and `BiCGStab()`.
     - `guess`: where an iterative solver starts, shaped like b; zero by default. It has no derivative.
     - `throw`: whether a solve that fails raises. If not, x is NaN then, and ``(x, report)`` is returned with
       the report's `code`, `residual` and `iterations`.
@@ -128,7 +145,9 @@ def solve(
         return _solve_of_pytrees(A, b, solver, guess, throw)
     if _is_dense(A):
         return _solve_dense(as_array("A", A), as_array("b", b), solver, guess, throw)
-    return factorize(A, solver)._apply(b, False, throw, guess)
+    operator, b = as_operator("A", A), as_array("b", b)
+    solver = default_solver(A, operator) if solver is None else solver
+    return factorize(_widen(operator, b.dtype), solver)._apply(b, False, throw, guess)
 
 
 def factorize(A: Any, solver: Solver | None = None) -> Factorization:
@@ -155,8 +174,68 @@ def factorize(A: Any, solver: Solver | None = None) -> Factorization:
 
 
 def default_solver(A: Any, operator: Operator) -> Solver:
-    """What solves best with such an operator."""
-    return LU()
+    """What suits the structure of A, `operator` being what it stands for: see `solve`."""
+    if isinstance(A, lx.AbstractLinearOperator):
+        # Of what lineax knows of A, all is checked by the solvers.
+        known = (
+            (lx.is_diagonal, Diagonal()),
+            (lx.is_tridiagonal, Tridiagonal()),
+            (lx.is_lower_triangular, Triangular(lower=True)),
+            (lx.is_upper_triangular, Triangular(lower=False)),
+            (lx.is_positive_semidefinite, Cholesky()),
+        )
+        for has, solver in known:
+            if has(A):
+                return solver
+    if isinstance(operator, Sparse):
+        return _for_pattern(operator)
+    return _for_matrix(operator.matrix) if isinstance(operator, Dense) else GMRES()
+
+
+def _for_matrix(A: Inexact[Array, "n n"]) -> Solver:
+    """A solver for a dense matrix, by its zeros where they are known."""
+    if is_traced(A):
+        return LU()
+    above, below = np.any(np.triu(A, 1)), np.any(np.tril(A, -1))
+    if above and below:
+        return LU()
+    return Triangular(lower=not above) if above or below else Diagonal()
+
+
+def _for_pattern(A: Sparse) -> Solver:
+    """A solver for a sparse matrix, by its pattern."""
+    n = A.shape[0]
+    if not (is_traced(A.row) or is_traced(A.column)):
+        below = np.asarray(A.row).astype(np.int64) - np.asarray(A.column)
+        lower, upper = (int(max(side.max(initial=0), 0)) for side in (below, -below))
+        if lower + upper == 0:
+            return Diagonal()
+        if max(lower, upper) == 1:
+            return Tridiagonal()
+        if (lower + upper + 1) * n <= _BAND_PER_ENTRY * len(below):
+            return Banded(lower, upper)
+    return LU() if n <= _DENSE_SIZE else SparseLU()
+
+
+# As measured: so much more of a band is worth it, for factors without any bookkeeping; and a dense
+# factorization for so small a matrix.
+_BAND_PER_ENTRY = 4
+_DENSE_SIZE = 128
+
+
+def _common(of_A: Any, of_b: Any) -> Any:
+    """The dtype that A takes in a solve with b: real or complex as before, in the wider precision."""
+    return jnp.result_type(of_A, jnp.finfo(of_b).dtype)
+
+
+def _widen(A: Operator, of_b: Any) -> Operator:
+    """A in the precision of b, if that is wider."""
+    dtype = _common(A.dtype, of_b)
+    if dtype == A.dtype:
+        return A
+    if not isinstance(A, Dense | Sparse):
+        raise TypeError(f"solve: A is an operator of {A.dtype}, which can't be made {dtype} for b.")
+    return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, A)
 
 
 def _is_dense(A: Any) -> bool:
@@ -173,8 +252,9 @@ def _solve_dense(A: Array, b: Array, solver: Solver | None, guess: Any, throw: b
             f"(..., {A.shape[-1]}, k), got {b.shape}; a batch of vectors is b[..., None]."
         )
     require_finite("A", A)
-    operator = Dense(A)
-    solver = default_solver(A, operator) if solver is None else solver
+    A = A.astype(_common(A.dtype, b.dtype))
+    if solver is None:
+        solver = _for_matrix(A) if A.ndim == 2 else LU()
 
     single = lambda A, b, guess: factorize(A, solver)._apply(b, False, throw, guess)
     n = A.shape[-1]
@@ -236,6 +316,10 @@ class Factorization(eqx.Module):
         if b.ndim not in (1, 2) or b.shape[0] != n:
             raise ValueError(f"solve: b must be of shape ({n},) or ({n}, k), got {b.shape}.")
         require_finite("b", b)
+        if _common(self.operator.dtype, b.dtype) != self.operator.dtype:
+            raise TypeError(
+                f"solve: A was factorized in {self.operator.dtype}, and b is {b.dtype}; convert one."
+            )
         columns = lambda y: y if y is None or b.ndim == 2 else y[:, None]
         dtype = jnp.result_type(self.operator.dtype, b.dtype)
         if guess is not None:

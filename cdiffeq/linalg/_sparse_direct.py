@@ -152,7 +152,10 @@ class Factors:
 
     def __init__(self, matrix: scipy.sparse.csc_array):
         self.matrix = matrix
-        self.norms = [np.max(np.abs(matrix).sum(axis=axis), initial=0) for axis in (1, 0)]
+        sizes = np.abs(matrix.data)
+        rows = np.bincount(matrix.indices, sizes)
+        columns = np.diff(np.append(0, np.cumsum(sizes))[matrix.indptr])
+        self.norms = [np.max(sums, initial=0) for sums in (rows, columns)]  # of A, and of A^H
         self.code = Code.SUCCESS
         self.lu: Any = None
         if not np.all(np.isfinite(self.norms)):
@@ -229,8 +232,18 @@ def _keep(key: int, factors: Factors) -> None:
             taken -= oldest.bytes
 
 
-def _store(n: int, data: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, int]:
-    return _store_values(analyse(row, column, n), data)
+def _store(n: int, data: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray]:
+    return _store_values(*_analysed(n, data, row, column))
+
+
+def _analysed(
+    n: int, data: np.ndarray, row: np.ndarray, column: np.ndarray
+) -> tuple[Pattern, np.ndarray]:
+    """The pattern and the values, without entries beyond the matrix, JAX's way to fill up."""
+    inside = (row < n) & (column < n)
+    if not inside.all():
+        data, row, column = data[inside], row[inside], column[inside]
+    return analyse(row, column, n), data
 
 
 def _store_values(pattern: Pattern, data: np.ndarray) -> tuple[np.ndarray]:
@@ -247,7 +260,7 @@ def _solve(
     data: np.ndarray,
     row: np.ndarray,
     column: np.ndarray,
-) -> tuple[np.ndarray, float, float]:
+) -> tuple[np.ndarray, int, float]:
     high, low = (int(part) for part in key)
     number = (high << 32) | low
     with _lock:
@@ -255,6 +268,7 @@ def _solve(
         if factors is not None:
             _stored.move_to_end(number)
     if factors is None:
-        factors = Factors(analyse(row, column, len(b)).matrix(data))
+        pattern, data = _analysed(len(b), data, row, column)
+        factors = Factors(pattern.matrix(data))
         _keep(number, factors)
     return factors.solve(b, adjoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,9 +33,10 @@ def band(
         if known and elsewhere.any():
             first = np.argmax(elsewhere)
             _refuse(name, row[first], column[first])
-        place = jnp.where(elsewhere, width * n, (upper + below) * n + column)
+        beyond = (row >= n) | (column >= n)  # JAX's way to fill up to a number of entries
+        place = jnp.where(elsewhere | beyond, width * n, (upper + below) * n + column)
         ab = jnp.zeros(width * n, A.dtype).at[place].add(A.data, mode="drop").reshape(width, n)
-        return ab, jnp.any(elsewhere & (A.data != 0))
+        return ab, jnp.any(elsewhere & ~beyond & (A.data != 0))
 
     matrix = A.to_dense()
     found = outside(name, matrix, lower, upper)
@@ -64,6 +66,7 @@ def probe(n: int, dtype: Any) -> Inexact[Array, " n"]:
     return jnp.asarray(probe_on_host(n), dtype)
 
 
+@functools.lru_cache(maxsize=8)
 def probe_on_host(n: int) -> np.ndarray:
     """A right side that tells by its solution whether a matrix is singular to rounding.
 
