@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, PyTree
 
 from cdiffeq._errors import poison, raise_if
 
@@ -39,6 +39,14 @@ def as_square(function: str, name: str, A: Any) -> Inexact[Array, "... n n"]:
 def all_finite(A: Inexact[Array, "... m n"]) -> Bool[Array, "..."]:
     """Whether a matrix holds neither NaN nor infinity."""
     return jnp.all(jnp.isfinite(A), axis=(-2, -1))
+
+
+def frobenius(A: Inexact[Array, "... m n"]) -> Float[Array, "..."]:
+    """The Frobenius norm, whose squares don't overflow."""
+    size = jnp.abs(A)
+    largest = jnp.max(size, axis=(-2, -1), keepdims=True, initial=0)
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale[..., 0, 0] * jnp.sqrt(jnp.sum((size / scale) ** 2, axis=(-2, -1)))
 
 
 def poison_each(out: PyTree[Array], failed: Bool[Array, "..."]) -> PyTree[Array]:

@@ -24,6 +24,7 @@ from cdiffeq.linalg._square import (
     all_finite,
     as_matrix,
     as_square,
+    frobenius,
     matmul,
     poison_each,
     raise_for_any,
@@ -167,15 +168,13 @@ def _triangular(
 def _nearness(T: Complex[Array, "... m m"], S: Complex[Array, "... n n"]) -> Array:
     """1 / the least relative change of T and S that makes the equation singular, within some factor.
 
-    That is the norm of the inverse, (norm T + norm S) / sep, which a right-hand side without any structure
-    shows up to a factor of about sqrt(m n).
+    That is (norm T + norm S) times the norm of the inverse. A right-hand side without any structure
+    understates the latter by about sqrt(m n), its own norm where each entry has modulus 1.
     """
     m, n = T.shape[-1], S.shape[-1]
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=(-2, -1)))
     i = jnp.arange(m, dtype=T.real.dtype)[:, None] + 1
     j = jnp.arange(n, dtype=T.real.dtype)[None, :] + 1
     phase = jnp.sqrt(2.0) * i + jnp.sqrt(3.0) * j + jnp.sqrt(5.0) * i * j
     W = jnp.broadcast_to(jnp.exp(2j * phase).astype(T.dtype), (*T.shape[:-2], m, n))
-    growth = norm(_triangular(T, S, W))
-    nearness = growth * (norm(T) + norm(S))
+    nearness = (frobenius(T) + frobenius(S)) * frobenius(_triangular(T, S, W))
     return jnp.where(jnp.isfinite(nearness), nearness, jnp.inf)
