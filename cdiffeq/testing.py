@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
-from cdiffeq.linalg._operator import as_operator
+from cdiffeq.linalg import _operator
 from cdiffeq.linalg._solve import factorize, solve
 from cdiffeq.linalg._solver import Solver
 
@@ -479,7 +479,7 @@ def check_linear_solver(solver: Solver, A: Any, *, rtol: float | None = None) ->
 
     >>> check_linear_solver(cd.linalg.LU(), np.array([[0.0, 2j], [1.0, 1.0]]))
     """
-    operator = as_operator("A", A)
+    operator = _operator.as_operator("A", A)
     matrix = np.asarray(operator.to_dense())
     n, dtype = len(matrix), matrix.dtype
     rtol = 1000 * n * float(jnp.finfo(dtype).eps) if rtol is None else rtol

@@ -1,13 +1,25 @@
 """Linear algebra with adjoint rules for complex numbers."""
 
+from cdiffeq.linalg._action_chebyshev import Chebyshev as Chebyshev
+from cdiffeq.linalg._action_taylor import Taylor as Taylor
 from cdiffeq.linalg._banded import Banded as Banded
 from cdiffeq.linalg._bicgstab import BiCGStab as BiCGStab
 from cdiffeq.linalg._cg import CG as CG
+from cdiffeq.linalg._cholesky import cholesky as cholesky
 from cdiffeq.linalg._cholesky_solver import Cholesky as Cholesky
 from cdiffeq.linalg._diagonal import Diagonal as Diagonal
+from cdiffeq.linalg._eigh import EighResult as EighResult
+from cdiffeq.linalg._eigh import eigh as eigh
 from cdiffeq.linalg._expm import expm as expm
+from cdiffeq.linalg._expm_multiply import expm_multiply as expm_multiply
+from cdiffeq.linalg._funm import funm as funm
 from cdiffeq.linalg._gmres import GMRES as GMRES
 from cdiffeq.linalg._ilu import ILU as ILU
+from cdiffeq.linalg._inverse import Slogdet as Slogdet
+from cdiffeq.linalg._inverse import det as det
+from cdiffeq.linalg._inverse import inv as inv
+from cdiffeq.linalg._inverse import slogdet as slogdet
+from cdiffeq.linalg._klu import KLU as KLU
 from cdiffeq.linalg._lu import LU as LU
 from cdiffeq.linalg._minres import MINRES as MINRES
 from cdiffeq.linalg._operator import Operator as Operator
@@ -18,5 +30,7 @@ from cdiffeq.linalg._solve import factorize as factorize
 from cdiffeq.linalg._solve import solve as solve
 from cdiffeq.linalg._solver import Solver as Solver
 from cdiffeq.linalg._sparse_direct import Sparse as Sparse
+from cdiffeq.linalg._sylvester import lyapunov as lyapunov
+from cdiffeq.linalg._sylvester import sylvester as sylvester
 from cdiffeq.linalg._triangular import Triangular as Triangular
 from cdiffeq.linalg._tridiagonal import Tridiagonal as Tridiagonal
