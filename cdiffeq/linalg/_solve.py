@@ -116,8 +116,8 @@ def solve(
       | A | solver |
       |---|---|
       | dense | `LU()`; `Diagonal()` or `Triangular()` where its zeros are known and say so |
-      | operator of lineax, by its type and tags | `Diagonal()`, `Tridiagonal()`, `Triangular()`, `Cholesky()` |
-      | sparse, of known pattern | `Diagonal()`, `Tridiagonal()`; `Banded()` where the band is a quarter full |
+      | operator of lineax, by type and tags | `Diagonal()`, `Tridiagonal()`, `Triangular()`, `Cholesky()` |
+      | sparse, pattern known | `Diagonal()`, `Tridiagonal()`; `Banded()` where the band is a quarter full |
       | any other sparse one | `Sparse()`; up to a size of 128 `LU()` |
       | function, and any other operator of lineax | `GMRES()`, to its own tolerance |
 
