@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cdiffeq as cd
-from cdiffeq.linalg._inverse import det, inv, slogdet
+from cdiffeq.linalg._inverse import _cofactors, _factorize, det, inv, slogdet
 
 RNG = np.random.default_rng(3)
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
@@ -39,7 +39,7 @@ def _minor(A: np.ndarray, i: int, j: int) -> np.ndarray:
     return np.delete(np.delete(A, i, axis=-2), j, axis=-1)
 
 
-def _cofactors(A: np.ndarray) -> np.ndarray:
+def _by_minors(A: np.ndarray) -> np.ndarray:
     """By the determinants of all minors."""
     C = np.zeros_like(A)
     for i, j in np.ndindex(A.shape[-2:]):
@@ -51,7 +51,7 @@ def _second(A: np.ndarray, E: np.ndarray) -> np.ndarray:
     """The derivative of the cofactors along E, from those of all minors."""
     D = np.zeros_like(A)
     for i, j in np.ndindex(A.shape):
-        D[i, j] = (-1) ** (i + j) * np.sum(_cofactors(_minor(A, i, j)) * _minor(E, i, j))
+        D[i, j] = (-1) ** (i + j) * np.sum(_by_minors(_minor(A, i, j)) * _minor(E, i, j))
     return D
 
 
@@ -180,7 +180,7 @@ def _derivatives(A: Any, E: Any, g: Any) -> Any:
 def test_derivatives_of_det_at_singular_matrices(name: str):
     A = SINGULAR[name]
     E, g = _random(4, 4, dtype=A.dtype), _random(dtype=A.dtype)
-    C, D = _cofactors(A), _second(A, E)
+    C, D = _by_minors(A), _second(A, E)
     first, second, gradient, of_gradient = _derivatives(A, E, g)
     size = 1e-14 * (1 + np.linalg.norm(A, 2)) ** 3 * 10
     _close(first, np.sum(C * E), size)
@@ -196,12 +196,18 @@ def test_singular_beside_regular():
     alone = jnp.stack([gradient(a) for a in A])
     _close(gradient(A), alone, 1e-12)
     _close(jax.vmap(gradient)(A), alone, 1e-12)
-    _close(alone, _cofactors(np.asarray(A)), 1e-11)
+    _close(alone, _by_minors(np.asarray(A)), 1e-11)
 
 
 def test_singular_matrices_against_finite_differences():
     A = np.stack([SINGULAR["rank n - 1"], SINGULAR["rank n - 2"]])
     cd.testing.check_rule(det, A, modes=("jvp", "vjp", "hvp"))
+
+
+def test_the_rule_of_the_cofactors():
+    # Second derivatives of det need no more than its tangent; it has both.
+    cofactors = lambda A: _cofactors(A, _factorize(A))
+    cd.testing.check_rule(cofactors, SINGULAR["rank n - 1"][:3, :3])
 
 
 def test_a_third_derivative_raises():
