@@ -10,13 +10,20 @@ import pytest
 import cdiffeq as cd
 from cdiffeq.linalg._eigh import block_eigh, eigh
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(1)
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 
 
 # Most of the time goes into compiling programs that run once.
 decompose = jax.jit(eigh)
 push = jax.jit(lambda H, dH: jax.jvp(eigh, (H,), (dH,)))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """The same numbers for a test alone and among others."""
+    global RNG
+    RNG = np.random.default_rng(1)  # not 0, of which check_rule makes its directions
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
@@ -89,7 +96,12 @@ def test_entries_alike_in_modulus_do_not_disturb_the_phase():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_finite_differences(dtype: Any):
-    cd.testing.check_rule(eigh, _random(2, 3, 3, dtype=dtype))
+    def f(H: Any) -> Any:
+        w, U = eigh(H)
+        # Steps in single precision are long, and a phase may jump on the way: see what doesn't know it.
+        return w, (U[:, :, None] * U[:, None].conj() if np.finfo(dtype).bits == 32 else U)
+
+    cd.testing.check_rule(f, _random(2, 3, 3, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
