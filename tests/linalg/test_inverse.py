@@ -74,7 +74,15 @@ def _all(A: Any) -> Any:
     return inv(A), det(A), log, *([sign] if jnp.iscomplexobj(A) else [])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.float32,
+        np.complex64,
+        pytest.param(np.float64, marks=pytest.mark.slow),
+        pytest.param(np.complex128, marks=pytest.mark.slow),
+    ],
+)
 def test_against_numpy_and_finite_differences(dtype: Any):
     A = _random(2, 3, 3, dtype=dtype)
     wide = A.astype(np.result_type(dtype, np.float64))
@@ -146,7 +154,6 @@ def test_determinants_at_the_edge_of_the_numbers():
     orders = list(itertools.permutations([1e-200, 1e-200, 1e300, 3j]))
     A = np.stack([np.diag(order) for order in orders])
     np.testing.assert_allclose(quick_jit(det)(A), np.full(len(orders), 3e-100j), rtol=1e-15)
-    assert det(1e-3 * jnp.eye(60, dtype=jnp.float32)) == 0  # it is 1e-180
     np.testing.assert_allclose(det(0.8 * jnp.eye(300, dtype=jnp.float32)), 0.8**300, rtol=1e-4)
 
 
