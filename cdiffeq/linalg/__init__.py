@@ -1,6 +1,7 @@
 """Linear algebra with adjoint rules for complex numbers."""
 
 from cdiffeq.linalg._action_chebyshev import Chebyshev as Chebyshev
+from cdiffeq.linalg._action_krylov import Krylov as Krylov
 from cdiffeq.linalg._action_taylor import Taylor as Taylor
 from cdiffeq.linalg._banded import Banded as Banded
 from cdiffeq.linalg._bicgstab import BiCGStab as BiCGStab
@@ -20,16 +21,21 @@ from cdiffeq.linalg._inverse import det as det
 from cdiffeq.linalg._inverse import inv as inv
 from cdiffeq.linalg._inverse import slogdet as slogdet
 from cdiffeq.linalg._klu import KLU as KLU
+from cdiffeq.linalg._logm import logm as logm
 from cdiffeq.linalg._lu import LU as LU
 from cdiffeq.linalg._minres import MINRES as MINRES
 from cdiffeq.linalg._operator import Operator as Operator
 from cdiffeq.linalg._preconditioner import Jacobi as Jacobi
 from cdiffeq.linalg._qr import QR as QR
+from cdiffeq.linalg._real_linear import real_linear_solve as real_linear_solve
 from cdiffeq.linalg._solve import Factorization as Factorization
 from cdiffeq.linalg._solve import factorize as factorize
 from cdiffeq.linalg._solve import solve as solve
 from cdiffeq.linalg._solver import Solver as Solver
 from cdiffeq.linalg._sparse_direct import Sparse as Sparse
+from cdiffeq.linalg._sqrtm import sqrtm as sqrtm
+from cdiffeq.linalg._svd import SVDResult as SVDResult
+from cdiffeq.linalg._svd import svd as svd
 from cdiffeq.linalg._sylvester import lyapunov as lyapunov
 from cdiffeq.linalg._sylvester import sylvester as sylvester
 from cdiffeq.linalg._triangular import Triangular as Triangular

@@ -117,8 +117,8 @@ def block_svd(
     U, s, Vh = jnp.linalg.svd(jnp.where(finite, A, 0), full_matrices=False)
     phase = phases(U)[..., None, :]
     W = diagonal_matrix(s).astype(A.dtype)
-    out = U * phase, W, adjoint(Vh) * phase
-    return tuple(jnp.where(finite, x, jnp.nan) for x in out)
+    known = lambda x: jnp.where(finite, x, jnp.nan)
+    return known(U * phase), known(W), known(adjoint(Vh) * phase)
 
 
 class _Couplings(NamedTuple):
