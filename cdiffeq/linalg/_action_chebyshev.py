@@ -27,6 +27,11 @@ from cdiffeq.linalg._arnoldi import two_norm
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._spectrum import adjoint_sign, entries, real_bounds
 
+_SWAMPED = (
+    "expm_multiply: Chebyshev(): the result is lost in the rounding of the sum, whose terms are as large as "
+    "exp may be between the bounds {} and {}; give closer bounds, shorter times or another method."
+)
+
 
 class Interval(NamedTuple):
     """Where the spectrum is: in ``center + radius [-1, 1]``, times i if `sign`, kappa, is -1."""
@@ -54,8 +59,9 @@ class Chebyshev(Action):
     - `max_degree`: the largest degree; more is an error.
 
     When run, it raises where A is neither Hermitian nor anti-Hermitian, the spectrum isn't within the bounds,
-    or the degree is beyond `max_degree`. **Cost**: a product with A for each degree; the gradient two
-    more, and a pull-back. **Memory**: a gradient takes ten vectors, at any degree.
+    the degree is beyond `max_degree`, or y is so small beside max|exp| norm(v) that less than half of its
+    digits would be right: a growing exponential wants close bounds. **Cost**: a product with A for each
+    degree; the gradient two more, and a pull-back. **Memory**: a gradient takes ten vectors, at any degree.
     """
 
     bounds: Any = None
@@ -81,11 +87,17 @@ class Chebyshev(Action):
     def compute(self, task: Task) -> tuple[Array, tuple[Array, Array]]:
         degree, c = self._sum(task)
         y, kept = chebyshev_sum(task, degree, c)
-        grown = two_norm(kept[1]) > 2 * two_norm(task.v)
+        center, radius, sign = task.state
+        low, high = center - radius, center + radius
+        size = two_norm(task.v)
+        grown = two_norm(kept[1]) > 2 * size
         message = "expm_multiply: Chebyshev(): the spectrum of A isn't within the bounds {} to {}."
-        center, radius, _ = task.state
-        error = lambda low, high: ValueError(message.format(low, high))
-        return raise_if((y, kept), grown, error, center - radius, center + radius)
+        out = raise_if((y, kept), grown, lambda *at: ValueError(message.format(*at)), low, high)
+        # What is small beside the largest that exp could be on the interval is rounding of the terms.
+        turn, slope = _complex(task.state)
+        largest = jnp.exp(jnp.real(task.h * turn) + jnp.abs(jnp.real(task.h * slope)))
+        swamped = two_norm(y) < jnp.finfo(sign.dtype).eps ** 0.5 * largest * size
+        return raise_if(out, swamped, lambda *at: RuntimeError(_SWAMPED.format(*at)), low, high)
 
     def tangent(self, task: Task, dparams: Params, dv: Array) -> Any:
         degree, c = self._sum(task)

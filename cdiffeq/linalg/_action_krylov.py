@@ -7,7 +7,8 @@ doi:10.1137/0729014; of a Hermitian A it is Lanczos' process):
 
 The gradient of a step comes from its space and that of A^H and the gradient l after the step, Q_l and H_l:
 
-    g_A = conj(tau) Q_l Z Q^H,    exp [[conj(tau) H_l, |l| |y| e_1 e_1^T], [0, conj(tau) H^H]] = [[., Z], [0, .]].
+    g_A = conj(tau) Q_l Z Q^H,    [[., Z], [0, .]] = exp [[conj(tau) H_l, |l| |y| e_1 e_1^T],
+                                                          [0,             conj(tau) H^H]].
 
 Neither depends on its arguments in a way that one would differentiate. The tangent is instead the action of
 the exponential of a larger operator,

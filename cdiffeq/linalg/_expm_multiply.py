@@ -38,9 +38,9 @@ def expm_multiply(A: Any, v: Any, t: Any = 1.0, method: Action | None = None) ->
     - `t`: real or complex, a number or a vector of times in any order. The result then has time as its
       leading axis, and each state is computed from the one before.
     - `method`: `Chebyshev()` for Hermitian and anti-Hermitian A, `Krylov()` or `Taylor()` for any. By default
-      `Chebyshev()` where the entries of A are known when the function is called and are found to be Hermitian
-      or anti-Hermitian, and otherwise `Taylor()`. Inside of `jax.jit` and `jax.grad` an A that depends on
-      their arguments isn't known: whoever knows that it is Hermitian passes `Chebyshev()`, which is faster.
+      `Chebyshev()` where A and t are known when the function is called, the entries of A too, and exp(tA) is
+      unitary; and otherwise `Taylor()`. Inside of `jax.jit` and `jax.grad` an A that depends on their
+      arguments isn't known: whoever knows that it is Hermitian passes `Chebyshev()`, which is faster.
 
     **Returns** exp(tA) v, shaped like v, or (times, ...) for a vector of times, in the common dtype of A and
     v, complex if t is, in which precision t is taken, too.
@@ -74,7 +74,7 @@ def expm_multiply(A: Any, v: Any, t: Any = 1.0, method: Action | None = None) ->
         raise ValueError(f"expm_multiply: t must be a number or a vector, got shape {t.shape}.")
     require_finite("t", t)
     operator = padded(operator)
-    method = _default(operator) if method is None else method
+    method = _default(operator, t) if method is None else method
     if not isinstance(method, Action):
         raise TypeError(f"expm_multiply: method must be Taylor() or the like, got {method!r}.")
 
@@ -122,9 +122,11 @@ def _columns(
     return (v[:, None], lambda y: y[:, 0]) if v.ndim == 1 else (v, lambda y: y)
 
 
-def _default(A: Operator) -> Action:
-    """Chebyshev's method for matrices that are known to be Hermitian or anti-Hermitian."""
-    if isinstance(A, Function) or any(is_traced(leaf) for leaf in jax.tree.leaves(A)):
+def _default(A: Operator, t: Array) -> Action:
+    """Chebyshev's method where the exponentials are known to be unitary: there it loses no digits."""
+    if isinstance(A, Function) or any(is_traced(leaf) for leaf in jax.tree.leaves((A, t))):
         return Taylor()
     with jax.ensure_compile_time_eval():
-        return Taylor() if np.isnan(adjoint_sign(A)) else Chebyshev()
+        sign = adjoint_sign(A)
+        unitary = (sign == -1 and not np.any(np.imag(t))) or (sign == 1 and not np.any(np.real(t)))
+    return Chebyshev() if unitary else Taylor()

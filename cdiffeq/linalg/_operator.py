@@ -280,9 +280,9 @@ def _of_lineax(name: str, A: lx.AbstractLinearOperator) -> Operator:
     while isinstance(A, lx.TaggedLinearOperator):
         A = A.operator
     if isinstance(A, lx.MatrixLinearOperator | lx.PyTreeLinearOperator):
-        return Dense(A.as_matrix())
+        return Dense(as_array(name, A.as_matrix()))
     if isinstance(A, lx.DiagonalLinearOperator | lx.IdentityLinearOperator):
-        diagonal = lx.diagonal(A)
+        diagonal = as_array(name, lx.diagonal(A))
         place = np.arange(diagonal.size)
         return sparse(diagonal, place, place, (diagonal.size, diagonal.size))
     if isinstance(A, lx.TridiagonalLinearOperator):

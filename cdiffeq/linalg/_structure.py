@@ -76,7 +76,7 @@ def probe_on_host(n: int) -> np.ndarray:
     return rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n)
 
 
-def ill_conditioned(norm: Any, x: Any, b: Any, eps: float) -> Any:
+def ill_conditioned(norm: Any, x: Any, b: Any, eps: Any) -> Any:
     """Whether x = A^-1 b is so large that no digit of it is right, for an A of this norm.
 
     ``norm(A) norm(x) / norm(b)``, a bound of the condition number from below, is 1 / eps for an A that is
