@@ -22,6 +22,8 @@ from cdiffeq.linalg._inverse import inv as inv
 from cdiffeq.linalg._inverse import slogdet as slogdet
 from cdiffeq.linalg._klu import KLU as KLU
 from cdiffeq.linalg._logm import logm as logm
+from cdiffeq.linalg._lsmr import LSMR as LSMR
+from cdiffeq.linalg._lstsq import lstsq as lstsq
 from cdiffeq.linalg._lu import LU as LU
 from cdiffeq.linalg._minres import MINRES as MINRES
 from cdiffeq.linalg._operator import Operator as Operator
@@ -36,6 +38,7 @@ from cdiffeq.linalg._sparse_direct import Sparse as Sparse
 from cdiffeq.linalg._sqrtm import sqrtm as sqrtm
 from cdiffeq.linalg._svd import SVDResult as SVDResult
 from cdiffeq.linalg._svd import svd as svd
+from cdiffeq.linalg._svd_solver import SVD as SVD
 from cdiffeq.linalg._sylvester import lyapunov as lyapunov
 from cdiffeq.linalg._sylvester import sylvester as sylvester
 from cdiffeq.linalg._triangular import Triangular as Triangular
