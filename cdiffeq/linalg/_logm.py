@@ -50,7 +50,7 @@ def logm(A: Inexact[Array | np.ndarray, "... n n"]) -> Inexact[Array, "... n n"]
     doi:10.1137/110852553; for the derivative 2013, doi:10.1137/120885991), in complex arithmetic also for
     real matrices. The Schur form is LAPACK's: on a GPU it is computed on the host. **Cost**: about
     (30 + 2 s) n^3 operations with s square roots, a derivative up to 8 times the second part.
-    **Memory**: some 20 matrices for each in the batch, some 80 in a derivative.
+    **Memory**: some 20 complex matrices for each in the batch, some 70 in a derivative.
 
     >>> logm(jnp.array([[1.0, 2j], [0.0, 1.0]]))
     Array([[0.+0.j, 0.+2.j],

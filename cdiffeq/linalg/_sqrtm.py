@@ -40,7 +40,8 @@ def sqrtm(A: Inexact[Array | np.ndarray, "... n n"]) -> Inexact[Array, "... n n"
     **Derivatives**: one Sylvester equation each, by the Schur form of the value. **Method**: Björck and
     Hammarling 1983, doi:10.1016/0024-3795(83)80010-X, in complex arithmetic also for real matrices. The Schur
     form is LAPACK's: on a GPU it is computed on the host. **Cost**: about 30 n^3 operations, a derivative
-    10 n^3. **Memory**: four matrices for each in the batch.
+    10 n^3. **Memory**: about five complex matrices for each in
+    the batch, in a derivative eight.
 
     >>> sqrtm(jnp.array([[1.0, 2j], [0.0, 9.0]]))
     Array([[1.+0.j , 0.+0.5j],
