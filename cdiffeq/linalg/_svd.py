@@ -117,8 +117,8 @@ def block_svd(
     U, s, Vh = jnp.linalg.svd(jnp.where(finite, A, 0), full_matrices=False)
     phase = phases(U)[..., None, :]
     W = diagonal_matrix(s).astype(A.dtype)
-    known = lambda x: jnp.where(finite, x, jnp.nan)
-    return known(U * phase), known(W), known(adjoint(Vh) * phase)
+    or_nan = lambda x: jnp.where(finite, x, jnp.nan)
+    return or_nan(U * phase), or_nan(W), or_nan(adjoint(Vh) * phase)
 
 
 class _Couplings(NamedTuple):
