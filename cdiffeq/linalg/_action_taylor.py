@@ -272,7 +272,7 @@ def backwards(
 
 def _keep(
     step: Callable[[Array], Array], y: Array, steps: Int[Array, ""]
-) -> tuple[Inexact[Array, "slots n k"], Int[Array, ""]]:
+) -> tuple[Inexact[Array, "slots ..."], Int[Array, ""]]:
     """y_0, y_d, y_2d, ... and the distance d, the least for which they fit into the slots."""
     distance = (steps - 1) // _SLOTS + 1
     last = (steps - 1) // distance
