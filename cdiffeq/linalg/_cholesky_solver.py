@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Inexact
 
 from cdiffeq._errors import is_traced
+from cdiffeq.linalg._condition import PIVOT_IN_EPS
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 
@@ -19,10 +20,10 @@ class Cholesky(Solver):
     dense is made so.
 
     An A that isn't Hermitian to rounding (10 n eps times its largest entry) is an error, and so is one that
-    isn't positive definite: where a squared pivot is below n eps times the diagonal entry of A. The gradient
-    in A is that of the inverse of any matrix, entry by entry, not of Hermitian ones alone; it is what
-    `jax.scipy.linalg.solve(assume_a="pos")` doesn't return. Cost: 1/3 n^3 operations, four times that for
-    complex numbers, and 2 n^2 for each solve. Memory: n^2 numbers.
+    isn't positive definite: where a squared pivot is below 100 eps times the diagonal entry of A. The
+    gradient in A is that of the inverse of any matrix, entry by entry, not of Hermitian ones alone; it is
+    what `jax.scipy.linalg.solve(assume_a="pos")` doesn't return. Cost: 1/3 n^3 operations, four times that
+    for complex numbers, and 2 n^2 for each solve. Memory: n^2 numbers.
 
     >>> A = np.array([[2.0, 1j], [-1j, 1.0]])
     >>> cd.linalg.solve(A, np.array([1.0, 0.0]), cd.linalg.Cholesky())
@@ -44,7 +45,7 @@ class Cholesky(Solver):
             )
         L = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
         pivots = jnp.diagonal(L).real ** 2
-        definite = jnp.all(pivots > n * eps * jnp.diagonal(matrix).real)
+        definite = jnp.all(pivots > PIVOT_IN_EPS * eps * jnp.diagonal(matrix).real)
         return L, first_code(
             (~jnp.isfinite(largest), Code.NOT_FINITE),
             (~jnp.asarray(hermitian), Code.NOT_HERMITIAN),

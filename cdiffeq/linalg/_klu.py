@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Inexact
 
 from cdiffeq._errors import is_traced
+from cdiffeq.linalg._condition import SINGULAR_FROM, probe, scales
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._sparse_direct import analyse, entries
-from cdiffeq.linalg._structure import ill_conditioned, probe
 
 
 class KLU(Solver):
@@ -26,8 +26,8 @@ class KLU(Solver):
     It computes in double precision, whatever the precision of A, so that it needs `jax_enable_x64`, and on
     the CPU. klujax keeps no factors in a traced program: each solve factors anew.
 
-    Says that A is singular where the solution with a random right side shows a condition number of
-    1 / (8 eps) or more. Where a pivot is zero klujax raises an error of its own, also with ``throw=False``.
+    Says that A is singular where an estimate of its condition number, with rows and columns scaled, is
+    1 / eps or more. Where a pivot is zero klujax raises an error of its own, also with ``throw=False``.
     **Raises** `ImportError` without klujax, `RuntimeError` without `jax_enable_x64` and off the CPU,
     `TypeError` for a pattern that is traced.
 
@@ -68,11 +68,14 @@ class KLU(Solver):
         n, dtype = A.shape[0], data.dtype
         if adjoint:
             data, row, column = jnp.conj(data), column, row
-        test = probe(n, dtype)[:, None]
+        # One more column tells of the condition, as in `_condition`.
+        v = jnp.asarray(probe(n), jnp.finfo(dtype).dtype)
+        rows, weights = scales(jnp.abs(data), row, column, n)
+        test = (rows * v).astype(dtype)[:, None]
         x = _klujax().solve(row, column, data, jnp.concatenate([b.astype(dtype), test], axis=1))
-        norm = jnp.max(jax.ops.segment_sum(jnp.abs(data), row, n), initial=0)
-        eps = float(jnp.finfo(A.dtype).eps)
-        singular = ill_conditioned(norm, x[:, -1], test, eps) & jnp.isfinite(norm)
+        estimate = jnp.sum(jnp.abs(x[:, -1] / weights)) / jnp.sum(jnp.abs(v))
+        known = jnp.isfinite(jnp.sum(rows))
+        singular = known & ~(estimate * jnp.finfo(A.dtype).eps < SINGULAR_FROM)
         x = x[:, :-1].astype(b.dtype)
         return x, direct_report(A, x, b, adjoint, first_code((singular, Code.SINGULAR)))
 

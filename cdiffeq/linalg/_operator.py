@@ -220,7 +220,7 @@ def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
         require_finite(f"{name}.data", np.asarray(A.data))
         return sparse(as_array(f"{name}.data", A.data), A.row, A.col, A.shape)
     if isinstance(A, jsparse.BCSR):
-        A = A.to_bcoo()
+        A = _as_bcoo(A)
     if isinstance(A, jsparse.BCOO):
         if A.n_batch or A.n_dense or A.ndim != 2:
             raise ValueError(f"{name} must be one sparse matrix, got {A}.")
@@ -274,6 +274,17 @@ def _of_function(name: str, fn: Callable[[Any], Any], like: PyTree[Any]) -> Oper
         raise TypeError(f"{name} must return what it is given, {given}; it returned {got}.")
     pure, _, consts = hoist(with_flat, form)
     return Function(lambda consts, x: pure(consts, x), consts, (flat.size, flat.size), dtype)
+
+
+def _as_bcoo(A: jsparse.BCSR) -> jsparse.BCOO:
+    """The same in coordinates, which stay known where those of A are."""
+    if is_traced(A.indptr) or is_traced(A.indices) or A.ndim != 2 or A.n_dense:
+        return A.to_bcoo()
+    indptr = np.asarray(A.indptr)
+    row = np.repeat(np.arange(A.shape[0]), np.diff(indptr))
+    with jax.ensure_compile_time_eval():
+        indices = jnp.asarray(np.stack([row, np.asarray(A.indices)[: len(row)]], axis=1))
+    return jsparse.BCOO((A.data[: len(row)], indices), shape=A.shape)
 
 
 def _of_lineax(name: str, A: lx.AbstractLinearOperator) -> Operator:

@@ -26,10 +26,10 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg import _operator
+from cdiffeq.linalg._condition import ill_conditioned
 from cdiffeq.linalg._host import host_call
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver
-from cdiffeq.linalg._structure import ill_conditioned, probe_on_host
 
 # Bytes that the factors on the host may take together; the newest are kept in any case.
 FACTORS_BYTES = 2**30
@@ -49,8 +49,8 @@ class Sparse(Solver):
 
     Reads the entries of a sparse operator; another one is made dense. Where the pattern is known when a
     program is traced (the indices of a BCOO matrix aren't traced), it is analysed then, once. Says that A is
-    singular where a pivot is zero, or where the solution with a random right side shows a condition number
-    of 1 / (8 eps) or more.
+    singular where a pivot is zero, or where an estimate of its condition number, with rows and columns
+    scaled, is 1 / eps or more.
 
     The factors stay on the host between solves, in a store of 1 GiB (`_sparse_direct.FACTORS_BYTES`) for
     all: value and gradient share one factorization, and so do all solves of a `Factorization`. Factors that
@@ -175,9 +175,11 @@ class Factors:
             self.lu = scipy.sparse.linalg.splu(self.matrix, **options)
         except RuntimeError:  # a pivot is zero
             return False
-        b = probe_on_host(self.matrix.shape[0]).astype(self.matrix.dtype)
-        eps = np.finfo(b.dtype).eps
-        return not ill_conditioned(self.norms[0], self.lu.solve(b), b, eps)
+        A = self.matrix
+        column = np.repeat(np.arange(A.shape[1]), np.diff(A.indptr))
+        solve = lambda b, adjoint: self.lu.solve(b.astype(A.dtype), trans="H" if adjoint else "N")
+        eps = np.finfo(A.dtype).eps
+        return not ill_conditioned(solve, np.abs(A.data), A.indices, column, A.shape[0], eps)
 
     exchanged = False
 

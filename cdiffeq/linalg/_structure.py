@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,29 +58,3 @@ def outside(name: str, matrix: Inexact[Array, "n n"], lower: int, upper: int) ->
 
 def _refuse(name: str, i: Any, j: Any) -> None:
     raise ValueError(f"solve: {name} was told to solve with A, which has an entry at [{i}, {j}].")
-
-
-def probe(n: int, dtype: Any) -> Inexact[Array, " n"]:
-    """`probe_on_host` as a JAX array."""
-    return jnp.asarray(probe_on_host(n), dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def probe_on_host(n: int) -> np.ndarray:
-    """A right side that tells by its solution whether a matrix is singular to rounding.
-
-    Of random entries: it is next to orthogonal to no singular vector in particular.
-    """
-    rng = np.random.default_rng(0)
-    return rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n)
-
-
-def ill_conditioned(norm: Any, x: Any, b: Any, eps: Any) -> Any:
-    """Whether x = A^-1 b is so large that no digit of it is right, for an A of this norm.
-
-    ``norm(A) norm(x) / norm(b)``, a bound of the condition number from below, is 1 / eps for an A that is
-    singular but for rounding, or not finite.
-    """
-    xp = np if isinstance(x, np.ndarray) else jnp
-    largest = lambda v: xp.max(xp.abs(v), initial=0)
-    return ~(norm * largest(x) * eps <= largest(b) / 8)

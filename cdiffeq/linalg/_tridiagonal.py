@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Inexact
 
+from cdiffeq.linalg._condition import ill_conditioned
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
-from cdiffeq.linalg._structure import band, ill_conditioned, probe
+from cdiffeq.linalg._structure import band
 
 
 class Tridiagonal(Solver):
@@ -18,8 +20,8 @@ class Tridiagonal(Solver):
 
     Reads the three diagonals of any operator: of a sparse one (a `TridiagonalLinearOperator` of lineax is
     one) from its entries, of another from a dense matrix. An entry of A elsewhere is an error. Says that A is
-    singular where the solution with a random right side shows a condition number of 1 / (8 eps) or more.
-    Cost: about 10 n operations for each column of b, and as much once for that test; memory: 5 n numbers.
+    singular where an estimate of its condition number, with rows and columns scaled, is 1 / eps or more.
+    Cost: about 10 n operations for each column of b, and twice as much once for that; memory: 5 n numbers.
 
     >>> A = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     >>> cd.linalg.solve(A, np.array([2.0, 2.0, 2.0]), cd.linalg.Tridiagonal())
@@ -30,10 +32,17 @@ class Tridiagonal(Solver):
         ab, elsewhere = band("Tridiagonal()", A, 1, 1)
         # LAPACK's band has A[i, j] in column j; a row of gtsv's has A[i, i - 1], A[i, i], A[i, i + 1].
         diagonals = jnp.roll(ab[2], 1), ab[1], jnp.roll(ab[0], -1)
-        b = probe(A.shape[0], A.dtype)
-        x = _solve(diagonals, b[:, None])
-        norm = jnp.max(sum(map(jnp.abs, diagonals)), initial=0)
-        singular = ill_conditioned(norm, x, b, float(jnp.finfo(A.dtype).eps)) & jnp.isfinite(norm)
+        n = A.shape[0]
+        column = np.tile(np.arange(n), 3)
+        row = np.clip(
+            column + np.repeat([-1, 0, 1], n), 0, max(n - 1, 0)
+        )  # what is clipped is zero
+        solve = lambda b, adjoint: _solve(
+            _adjoint(diagonals) if adjoint else diagonals, b[:, None]
+        )[:, 0]
+        eps = float(jnp.finfo(A.dtype).eps)
+        singular = ill_conditioned(solve, jnp.abs(ab).reshape(-1), row, column, n, eps)
+        singular = singular & jnp.all(jnp.isfinite(ab))
         return diagonals, first_code((elsewhere, Code.OTHER_STRUCTURE), (singular, Code.SINGULAR))
 
     def compute(
@@ -45,14 +54,17 @@ class Tridiagonal(Solver):
         adjoint: bool,
     ) -> tuple[Inexact[Array, "n k"], Report]:
         diagonals, code = state
-        if adjoint:
-            lower, diagonal, upper = map(jnp.conj, diagonals)
-            diagonals = jnp.roll(upper, 1), diagonal, jnp.roll(lower, -1)
-        x = _solve(diagonals, b)
+        x = _solve(_adjoint(diagonals) if adjoint else diagonals, b)
         return x, direct_report(A, x, b, adjoint, code)
 
 
+def _adjoint(diagonals: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    lower, diagonal, upper = map(jnp.conj, diagonals)
+    return jnp.roll(upper, 1), diagonal, jnp.roll(lower, -1)
+
+
 def _solve(diagonals: tuple[Array, Array, Array], b: Array) -> Array:
+    b = b.astype(diagonals[1].dtype)
     if b.size == 0:
         return b
     if b.shape[0] == 1:
