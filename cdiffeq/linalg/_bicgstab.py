@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, Krylov, Map, dot, norm
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, dot, norm
 from cdiffeq.linalg._solver import Code
 
 
-class BiCGStab(Krylov):
+class BiCGStab(KrylovSolver):
     """Bi-CGSTAB (van der Vorst 1992, doi:10.1137/0913035), preconditioned on the right, for any A.
 
     A breakdown starts it anew from where it is; where that is no closer than before the solve ends with

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, Krylov, Map, norm, real_product
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, norm, real_product
 from cdiffeq.linalg._solver import Code
 
 
-class CG(Krylov):
+class CG(KrylovSolver):
     """Preconditioned conjugate gradients (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044), for A
     Hermitian and positive definite; the preconditioner has to be that, too.
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, Krylov, Map, norm
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, norm
 from cdiffeq.linalg._solver import Code
 
 
-class GMRES(Krylov):
+class GMRES(KrylovSolver):
     """Restarted GMRES (Saad and Schultz 1986, doi:10.1137/0907058), preconditioned on the right, for any A.
 
     - `restart`: vectors are kept, and the residual is minimal over all of them, for so many steps.

@@ -37,7 +37,7 @@ class Cycle(NamedTuple):
     code: Int[Array, ""]
 
 
-class Krylov(Solver):
+class KrylovSolver(Solver):
     """An iterative solver. A method is a `cycle`, and says nothing of tolerances, starts and failures.
 
     - `rtol`, `atol`: what is reached is ``norm(b - A x) <= max(rtol norm(b), atol)``, for each column of b.

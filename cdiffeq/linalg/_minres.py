@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, Krylov, Map, norm, real_product
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, norm, real_product
 from cdiffeq.linalg._solver import Code
 
 
-class MINRES(Krylov):
+class MINRES(KrylovSolver):
     """Preconditioned MINRES (Paige and Saunders 1975, doi:10.1137/0712047), for A Hermitian, definite or not;
     the preconditioner has to be Hermitian and positive definite.
 
