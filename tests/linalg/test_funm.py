@@ -84,7 +84,7 @@ SMOOTH = {
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_divided_differences_at_all_distances(name: str, k: int):
     # Against the Taylor series, which converges fast up to the distances here. The usual switch from the
     # quotient to f' would leave eps^(2/3) = 4e-11. Here quotients begin at about a third of the scale on
@@ -234,6 +234,7 @@ def test_every_second_derivative_at_any_spectrum(name: str, outer: Any, inner: A
     np.testing.assert_allclose(hessian, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [derivative_of, parameter_gradient])
 def test_the_family_of_rules_itself(rule: Any):
     # Adjoints of the higher orders: third derivatives in reverse mode run them, nothing else.

@@ -160,7 +160,7 @@ BLOCKS = {
 }
 
 
-SLOW_BLOCKS = ("wide, the first two", "beside two zeros")
+SLOW_BLOCKS = ("wide, the first two", "square, all", "beside two zeros")
 
 
 @pytest.mark.parametrize(
