@@ -160,12 +160,12 @@ def chebyshev_sum(
     task: Task, degree: Int[Array, ""], c: Inexact[Array, " terms"]
 ) -> tuple[Inexact[Array, "n k"], tuple[Array, Array]]:
     """sum_k c_k S_k up to the degree, at least 1, and the last two S_k."""
-    apply = _scaled(task)
+    apply, sign = _scaled(task), task.state.sign
     first = apply(task.v)
 
     def step(k, state):
         before, last, y = state
-        new = 2 * apply(last) - task.state.sign * before
+        new = 2 * apply(last) - sign * before
         return last, new, y + c[k] * new
 
     start = task.v, first, c[0] * task.v + c[1] * first
@@ -178,14 +178,12 @@ def chebyshev_adjoint(
 ) -> tuple[Params, Array]:
     """The gradients of the params and of v, for the gradient g of `chebyshev_sum`."""
     apply, sign = _scaled(task), task.state.sign
-    radius = task.state.radius
-    add = lambda g_params, b, S: add_outer(task, g_params, b / radius, S)
 
     def step(i, state):
         # S is S_k and S_(k+1), b is b_(k+1) and b_(k+2).
         k = degree - 1 - i
         (S, S_after), (b, b_after), g_params = state
-        g_params = add(g_params, 2 * b, S)
+        g_params = add_outer(task, g_params, b, S)
         S_before = sign * (2 * apply(S) - S_after)
         b_before = jnp.conj(c[k]) * g + sign * (2 * apply(b) - b_after)
         return (S_before, S), (b_before, b), g_params
@@ -193,17 +191,20 @@ def chebyshev_adjoint(
     last = jnp.conj(c[degree]) * g, jnp.zeros_like(g)
     start = kept, last, zeros_like(task.params)
     _, (b, b_after), g_params = jax.lax.fori_loop(0, degree - 1, step, start)
-    g_params = add(g_params, b, task.v)
+    g_params = add_outer(task, g_params, b / 2, task.v)
+    scale = 2 / task.state.radius
+    g_params = jax.tree.map(lambda g: (scale * g).astype(g.dtype), g_params)
     return g_params, jnp.conj(c[0]) * g + sign * (apply(b) - b_after)
 
 
 def _scaled(task: Task) -> Any:
     """X -> A' X."""
     A, (center, radius, sign) = task.A, task.state
+    inverse = 1 / radius  # in each entry a complex division would cost as much as the rest
 
     def apply(X):
         c = _complex(task.state)[0] if jnp.iscomplexobj(X) else center * (sign > 0)
-        return (A.mm(X) - c * X) / radius
+        return inverse * (A.mm(X) - c * X)
 
     return apply
 

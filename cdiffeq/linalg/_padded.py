@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int
 
 from cdiffeq.linalg._operator import Operator, Sparse
+from cdiffeq.wirtinger._linear_map import linear_map
 from cdiffeq.wirtinger._rule import adjoint_rule
 
 
@@ -65,12 +66,16 @@ def padded(A: Operator) -> Operator:
         return A
     entries = A.data.shape[0]
     by_row, by_column = A.by_row.T, A.by_column.T
-    values = _take(A.data, by_row)
     column, row = _take(A.column, by_row), _take(A.row, by_column)
     # Where in `values` each entry is.
     place = jnp.full((entries + 1,), by_row.size, jnp.int32)
     place = place.at[by_row.reshape(-1)].set(jnp.arange(by_row.size, dtype=jnp.int32))
     flat = place.at[entries].set(by_row.size)[by_column]
+    # The adjoint of taking is taking back: JAX's would add up one by one what has only one place.
+    take_back = lambda places, g: _take(g.reshape(-1), places[1])
+    values = linear_map(
+        lambda places, data: _take(data, places[0]), take_back, (by_row, place[:entries]), A.data
+    )
     return Padded(values, column, flat, row)
 
 

@@ -335,8 +335,14 @@ def _of_hermitian(method: Action) -> Any:
 @pytest.mark.parametrize("name", ["chebyshev", "taylor"])
 def test_against_finite_differences(name: str, dtype: Any):
     A, v = random(3, 3, dtype=dtype), random(3, dtype=dtype)
-    t = dtype(0.7)
+    t = dtype(0.4 + 0.5j) if np.issubdtype(dtype, np.complexfloating) else dtype(0.7)
     cd.testing.check_rule(_of_hermitian(METHODS[name]), A, v, t)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_anti_hermitian_ones_against_finite_differences(dtype: Any):
+    f = lambda A, v, t: expm_multiply(A - jnp.conj(A.T), v, t, Chebyshev())
+    cd.testing.check_rule(f, random(3, 3, dtype=dtype), random(3, dtype=dtype), 0.7)
 
 
 @pytest.mark.parametrize("name", ["chebyshev", "taylor"])
