@@ -9,6 +9,8 @@ from cdiffeq.linalg._cg import CG as CG
 from cdiffeq.linalg._cholesky import cholesky as cholesky
 from cdiffeq.linalg._cholesky_solver import Cholesky as Cholesky
 from cdiffeq.linalg._diagonal import Diagonal as Diagonal
+from cdiffeq.linalg._eig import EigResult as EigResult
+from cdiffeq.linalg._eig import eig as eig
 from cdiffeq.linalg._eigh import EighResult as EighResult
 from cdiffeq.linalg._eigh import eigh as eigh
 from cdiffeq.linalg._expm import expm as expm
