@@ -79,7 +79,7 @@ def padded(A: Operator) -> Operator:
     return Padded(values, column, flat, row)
 
 
-def _take(a: Array, places: Int[Array, "w n"]) -> Array:
+def _take(a: Array, places: Int[Array, "..."]) -> Array:
     """The entries of `a` at these places, zero where the place is beyond its end."""
     return jnp.append(a, jnp.zeros((), a.dtype)).at[places].get(mode="promise_in_bounds")
 
