@@ -13,6 +13,7 @@ from cdiffeq._errors import is_traced
 from cdiffeq.linalg._condition import PIVOT_IN_EPS
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
+from cdiffeq.linalg._structure import dense
 
 
 class Cholesky(Solver):
@@ -31,7 +32,7 @@ class Cholesky(Solver):
     """
 
     def init(self, A: Operator) -> Any:
-        matrix = A.to_dense()
+        matrix = dense(A)
         n, eps = A.shape[0], float(jnp.finfo(A.dtype).eps)
         known = not is_traced(matrix)
         xp: Any = np if known else jnp

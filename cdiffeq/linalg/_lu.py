@@ -12,6 +12,7 @@ from jaxtyping import Array, Inexact
 from cdiffeq.linalg._condition import lost_pivot
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
+from cdiffeq.linalg._structure import dense
 
 
 class LU(Solver):
@@ -27,7 +28,7 @@ class LU(Solver):
     """
 
     def init(self, A: Operator) -> Any:
-        lu, _, order = jax.lax.linalg.lu(A.to_dense())
+        lu, _, order = jax.lax.linalg.lu(dense(A))
         return lu, order, first_code((lost_pivot(lu), Code.SINGULAR))
 
     def compute(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Inexact
 from cdiffeq.linalg._condition import PIVOT_IN_EPS, size
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
+from cdiffeq.linalg._structure import dense
 
 
 class QR(Solver):
@@ -26,7 +27,7 @@ class QR(Solver):
     """
 
     def init(self, A: Operator) -> Any:
-        Q, R = jnp.linalg.qr(A.to_dense())
+        Q, R = jnp.linalg.qr(dense(A))
         sizes = size(R)
         rounding = PIVOT_IN_EPS * jnp.finfo(R.dtype).eps * jnp.sum(sizes, axis=0)
         return Q, R, first_code((jnp.any(jnp.diagonal(sizes) <= rounding), Code.SINGULAR))

@@ -30,6 +30,7 @@ from cdiffeq.linalg._condition import ill_conditioned
 from cdiffeq.linalg._host import host_call
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver
+from cdiffeq.linalg._structure import dense
 
 # Bytes that the factors on the host may take together; the newest are kept in any case.
 FACTORS_BYTES = 2**30
@@ -101,7 +102,7 @@ def entries(A: Operator) -> tuple[Any, Any, Any]:
         return A.data, A.row, A.column
     n = A.shape[0]
     row, column = np.divmod(np.arange(n * n), max(n, 1))
-    return A.to_dense().reshape(-1), row.astype(np.int32), column.astype(np.int32)
+    return dense(A).reshape(-1), row.astype(np.int32), column.astype(np.int32)
 
 
 class Pattern(NamedTuple):

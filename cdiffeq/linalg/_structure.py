@@ -8,8 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact
 
-from cdiffeq._errors import is_traced
-from cdiffeq.linalg._operator import Operator, Sparse
+from cdiffeq._errors import is_traced, raise_if
+from cdiffeq.linalg._condition import probe
+from cdiffeq.linalg._operator import Function, Operator, Sparse
+
+
+def dense(A: Operator) -> Inexact[Array, "n n"]:
+    """The matrix of A; an error if a function isn't linear over the complex numbers, and has none."""
+    matrix = A.to_dense()
+    if not isinstance(A, Function) or not jnp.iscomplexobj(matrix):
+        return matrix
+    v = jnp.asarray((1 + 2j) * probe(A.shape[1]), matrix.dtype)
+    off = jnp.max(jnp.abs(A.mv(v) - matrix @ v), initial=0)
+    scale = jnp.max(jnp.sum(jnp.abs(matrix), axis=1), initial=0)
+    error = lambda: ValueError(
+        "solve: A isn't linear over the complex numbers (A(i x) isn't i A(x)); see `real_linear_solve`."
+    )
+    return raise_if(matrix, off > jnp.finfo(matrix.dtype).eps ** 0.5 * scale, error)
 
 
 def band(
@@ -37,7 +52,7 @@ def band(
         ab = jnp.zeros(width * n, A.dtype).at[place].add(A.data, mode="drop").reshape(width, n)
         return ab, jnp.any(elsewhere & ~beyond & (A.data != 0))
 
-    matrix = A.to_dense()
+    matrix = dense(A)
     found = outside(name, matrix, lower, upper)
     i = np.arange(n) + np.arange(-upper, lower + 1)[:, None]
     entries = matrix[np.clip(i, 0, max(n - 1, 0)), np.arange(n)[None]]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
-from cdiffeq.linalg._structure import outside
+from cdiffeq.linalg._structure import dense, outside
 
 
 class Triangular(Solver):
@@ -28,7 +28,7 @@ class Triangular(Solver):
     lower: bool = eqx.field(static=True)
 
     def init(self, A: Operator) -> Any:
-        matrix = A.to_dense()
+        matrix = dense(A)
         n, name = A.shape[0], f"Triangular(lower={self.lower})"
         elsewhere = outside(name, matrix, *((n, 0) if self.lower else (0, n)))
         zero = jnp.any(jnp.diagonal(matrix) == 0)

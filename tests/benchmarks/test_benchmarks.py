@@ -112,6 +112,41 @@ def test_reference_of_the_ginzburg_landau_equation():
     np.testing.assert_allclose(reference.gradient @ direction, difference, rtol=1e-8)
 
 
+def test_reference_of_the_helmholtz_equation():
+    module = importlib.import_module("benchmarks.helmholtz")
+    instance = module.instance(30)
+    reference = module.reference(instance)
+    cells = len(instance.source)
+
+    def loss(permittivity):
+        matrix = np.zeros((cells, cells), complex)
+        values = np.concatenate(module.entries(instance, permittivity))
+        np.add.at(matrix, (instance.rows, instance.columns), values)
+        return abs(np.vdot(instance.probe, np.linalg.solve(matrix, instance.source))) ** 2
+
+    np.testing.assert_allclose(reference.loss, loss(instance.permittivity), rtol=1e-10)
+    direction = np.random.default_rng(1).standard_normal(cells)
+    difference = _difference(loss, instance.permittivity, direction, 1e-4)
+    np.testing.assert_allclose(reference.gradient @ direction, difference, rtol=1e-6)
+
+
+def test_reference_of_the_dense_systems():
+    module = importlib.import_module("benchmarks.dense_solves")
+    instance = module.instance(3)
+    reference = module.reference(instance)
+
+    def loss(systems):
+        x = np.linalg.solve(systems[..., :-1], systems[..., -1:])[..., 0]
+        return np.sum(instance.weights * np.abs(x) ** 2)
+
+    np.testing.assert_allclose(reference.loss, loss(instance.systems), rtol=1e-12)
+    direction = np.random.default_rng(1).standard_normal((*instance.systems.shape, 2)) @ [1, 1j]
+    difference = _difference(loss, instance.systems, direction, 1e-5)
+    slope = np.sum(reference.gradient * direction).real  # no conjugate: JAX's convention
+    scale = np.linalg.norm(reference.gradient) * np.linalg.norm(direction)
+    np.testing.assert_allclose(slope, difference, atol=1e-7 * scale)
+
+
 @pytest.mark.parametrize("name", ["lattice", "ginzburg_landau"])
 def test_real_and_complex_velocities_are_the_same(name):
     module = importlib.import_module(f"benchmarks.{name}")

@@ -256,6 +256,9 @@ def test_the_rule_for_factors_solved_three_times():
 def test_a_real_matrix_takes_complex_columns_and_has_a_real_gradient():
     A, b = _matrix("LU", np.float64), _random(N, 2, seed=1)
     _close(A, solve(A, b), b)
+    _close(
+        A, solve(lx.MatrixLinearOperator(jnp.asarray(A)), b[:, 0]), b[:, 0]
+    )  # which lineax refuses
     check_rule(solve, A, b)
     gradient = jax.grad(lambda A: jnp.sum(jnp.abs(solve(A, b)) ** 2))(A)
     assert gradient.dtype == np.float64
@@ -379,6 +382,17 @@ def test_entries_outside_of_the_structure_are_an_error(name: str):
 
 
 # Failures.
+
+
+@pytest.mark.parametrize("name", ["LU", "Tridiagonal"])
+def test_a_function_that_is_linear_over_the_reals_alone_is_refused(name: str):
+    # lineax solves with another operator here, and reports success.
+    b = _random(N)
+    for A in (lambda x: 2 * x + jnp.conj(x), lambda x: x.real + 2 * x):
+        with pytest.raises(ValueError, match="A isn't linear over the complex numbers"):
+            solve(A, b, SOLVERS[name])
+        with pytest.raises(Exception, match="A isn't linear over the complex numbers"):
+            jax.jit(lambda b, A=A: solve(A, b, SOLVERS[name]))(b)
 
 
 def _singular(name: str) -> np.ndarray:
