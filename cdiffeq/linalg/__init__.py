@@ -13,6 +13,7 @@ from cdiffeq.linalg._eig import EigResult as EigResult
 from cdiffeq.linalg._eig import eig as eig
 from cdiffeq.linalg._eigh import EighResult as EighResult
 from cdiffeq.linalg._eigh import eigh as eigh
+from cdiffeq.linalg._eigsh import eigsh as eigsh
 from cdiffeq.linalg._expm import expm as expm
 from cdiffeq.linalg._expm_multiply import expm_multiply as expm_multiply
 from cdiffeq.linalg._funm import funm as funm

@@ -25,7 +25,7 @@ class Basis(NamedTuple):
     - `norm`: the norm of v.
     """
 
-    Q: Inexact[Array, "K+1 n"]
+    Q: Inexact[Array, "rows n"]
     H: Inexact[Array, "K K"]
     beta: Float[Array, ""]
     norm: Float[Array, ""]
@@ -45,10 +45,7 @@ def arnoldi(
         Q, H = state
         w = mv(Q[j])
         before = two_norm(w)
-        h = jnp.zeros(K + 1, dtype)
-        for _ in range(2):
-            part = jnp.conj(Q) @ w
-            w, h = w - part @ Q, h + part
+        w, h = orthogonalise(Q, w)
         beta = two_norm(w)
         beta = jnp.where(beta > tiny * before, beta, 0)  # the rest would be rounding alone
         Q = Q.at[j + 1].set(w * jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1), 0))
@@ -56,6 +53,21 @@ def arnoldi(
 
     Q, H = jax.lax.fori_loop(0, K, step, (Q, H))
     return Basis(Q, H[:K], H[K, K - 1].real, norm)
+
+
+def orthogonalise(
+    Q: Inexact[Array, "m n"], w: Inexact[Array, " n"]
+) -> tuple[Inexact[Array, " n"], Inexact[Array, " m"]]:
+    """w less its parts h along the rows of Q, which are orthonormal or zero; and h.
+
+    Twice, since the first time leaves rounding of w as a whole (Giraud, Langou and Rozloznik 2005,
+    doi:10.1016/j.camwa.2005.08.009).
+    """
+    h = jnp.zeros(Q.shape[0], Q.dtype)
+    for _ in range(2):
+        part = jnp.conj(Q) @ w
+        w, h = w - part @ Q, h + part
+    return w, h
 
 
 def two_norm(x: Inexact[Array, "..."]) -> Float[Array, ""]:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Complex, Inexact
 
 from cdiffeq.linalg._expm import adjoint
@@ -43,7 +44,7 @@ class EigResult(NamedTuple):
     eigenvectors: Complex[Array, "... n n"]
 
 
-def eig(A: Inexact[Array, "... n n"]) -> EigResult:
+def eig(A: Inexact[Array | np.ndarray, "... n n"]) -> EigResult:
     r"""Eigenvalues and right eigenvectors of a batch of square matrices, A V = V diag(l).
 
     By LAPACK's QR iteration, in its order. On a GPU by cuSOLVER from 11.7.1 on, else on the host, as

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from cdiffeq.linalg._expm import adjoint
@@ -44,7 +45,7 @@ class EighResult(NamedTuple):
     eigenvectors: Inexact[Array, "... n n"]
 
 
-def eigh(H: Inexact[Array, "... n n"]) -> EighResult:
+def eigh(H: Inexact[Array | np.ndarray, "... n n"]) -> EighResult:
     r"""Eigenvalues and orthonormal eigenvectors of a batch of Hermitian matrices.
 
     `H U = U diag(w)`, by LAPACK's divide and conquer (cuSOLVER on a GPU). `H` stands for its Hermitian

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from cdiffeq._errors import is_traced
@@ -39,7 +40,8 @@ Function = Callable[[Array, PyTree[Array], list[Array]], Array]
 
 
 def funm(
-    f: Callable[[Float[Array, ""]], Inexact[Array, ""]], H: Inexact[Array, "... n n"]
+    f: Callable[[Float[Array, ""]], Inexact[Array, ""]],
+    H: Inexact[Array | np.ndarray, "... n n"],
 ) -> Inexact[Array, "... n n"]:
     r"""A function of a batch of Hermitian matrices, f(H) = U diag(f(w)) U^H.
 

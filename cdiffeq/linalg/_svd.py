@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact
 
 from cdiffeq.linalg._expm import adjoint
@@ -49,7 +50,7 @@ class SVDResult(NamedTuple):
     Vh: Inexact[Array, "... k n"]
 
 
-def svd(A: Inexact[Array, "... m n"]) -> SVDResult:
+def svd(A: Inexact[Array | np.ndarray, "... m n"]) -> SVDResult:
     r"""The thin singular value decomposition of a batch of matrices, A = U diag(S) Vh.
 
     By LAPACK (cuSOLVER on a GPU); k = min(m, n).
