@@ -108,6 +108,7 @@ def _task(params: Params, v: Array, h: Array, fixed: Any, state: Any) -> Task:
 
 
 def zeros_like(params: Params) -> Params:
+    """The gradient of what doesn't depend on the params."""
     return jax.tree.map(jnp.zeros_like, params)
 
 
@@ -125,4 +126,5 @@ def rounding(dtype: Any) -> float:
 
 
 def max_norm(x: Inexact[Array, "..."]) -> Float[Array, ""]:
+    """The largest modulus of an entry."""
     return jnp.max(jnp.abs(x), initial=0)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact
 
 from cdiffeq.linalg._expm import adjoint
+from cdiffeq.linalg._gauge import diagonal, diagonal_matrix, hermitian
 from cdiffeq.linalg._square import all_finite, as_square, matmul, poison_each, raise_for_any
 from cdiffeq.wirtinger._rule import adjoint_rule
 
@@ -59,19 +60,19 @@ def cholesky(A: Inexact[Array | np.ndarray, "... n n"]) -> Inexact[Array, "... n
 @adjoint_rule
 def _cholesky(A: Inexact[Array, "... n n"]) -> Inexact[Array, "... n n"]:
     """NaN where A is not positive definite."""
-    return jax.lax.linalg.cholesky(_hermitian(A), symmetrize_input=False)
+    return jax.lax.linalg.cholesky(hermitian(A), symmetrize_input=False)
 
 
 @_cholesky.def_tangent
 def _(args, L, dargs):
-    E = _divide(_hermitian(dargs[0]), L)
+    E = _divide(hermitian(dargs[0]), L)
     return matmul(L, _phi(adjoint(_divide(adjoint(E), L))))
 
 
 @_cholesky.def_adjoint
 def _(args, L, g):
     E = _divide(_phi(matmul(adjoint(L), g)), L, left_side=False)
-    return (_hermitian(_divide(E, L, transpose_a=True, conjugate_a=True)),)
+    return (hermitian(_divide(E, L, transpose_a=True, conjugate_a=True)),)
 
 
 def _divide(
@@ -88,17 +89,10 @@ def _divide(
     )
 
 
-def _hermitian(A: Inexact[Array, "... n n"]) -> Inexact[Array, "... n n"]:
-    return (A + adjoint(A)) / 2
-
-
 def _phi(E: Inexact[Array, "... n n"]) -> Inexact[Array, "... n n"]:
     """The lower triangle, with half of the diagonal's real part: it is its own adjoint."""
-    half = jnp.diagonal(E, axis1=-2, axis2=-1).real / 2
-    return jnp.tril(E, -1) + _diagonal(half.astype(E.dtype))
-
-
-_diagonal = jnp.vectorize(jnp.diag, signature="(n)->(n,n)")
+    half = diagonal(E).real / 2
+    return jnp.tril(E, -1) + diagonal_matrix(half.astype(E.dtype))
 
 
 @jax.jit
@@ -108,6 +102,6 @@ def _smallest_eigenvalue(
     """That of the Hermitian part, computed only if a matrix of the batch failed."""
     if A.size == 0:
         return jnp.zeros(failed.shape, A.real.dtype)
-    smallest = lambda: jnp.min(jnp.linalg.eigvalsh(_hermitian(A)), axis=-1)
+    smallest = lambda: jnp.min(jnp.linalg.eigvalsh(hermitian(A)), axis=-1)
     none = lambda: jnp.zeros(failed.shape, A.real.dtype)
     return jax.lax.cond(eqxi.unvmap_any(failed), smallest, none)

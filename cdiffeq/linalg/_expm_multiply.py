@@ -12,7 +12,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree
 
@@ -21,7 +20,7 @@ from cdiffeq._errors import is_traced
 from cdiffeq.linalg._action import Action, act
 from cdiffeq.linalg._action_chebyshev import Chebyshev
 from cdiffeq.linalg._action_taylor import Taylor
-from cdiffeq.linalg._operator import Function, Operator, as_operator, flatten
+from cdiffeq.linalg._operator import Function, Operator, as_operator, flatten, is_function
 from cdiffeq.linalg._padded import padded
 from cdiffeq.linalg._spectrum import adjoint_sign
 
@@ -59,7 +58,7 @@ def expm_multiply(A: Any, v: Any, t: Any = 1.0, method: Action | None = None) ->
     >>> jax.grad(lambda t: jnp.abs(expm_multiply(-1j * H, jnp.array([1.0, 0.0]), t)[1]) ** 2)(0.5)
     Array(0.84147098, dtype=float64, weak_type=True)
     """
-    if callable(A) and not isinstance(A, Operator | lx.AbstractLinearOperator):
+    if is_function(A):
         columns, unflatten = flatten("v", v)
         operator = as_operator("A", A, like=v)
         columns, back = columns[:, None], lambda y: unflatten(y[:, 0])

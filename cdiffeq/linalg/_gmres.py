@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, norm
+from cdiffeq.linalg._arnoldi import orthogonalise
+from cdiffeq.linalg._arnoldi import two_norm as norm
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map
 from cdiffeq.linalg._solver import Code
 
 
@@ -65,12 +67,9 @@ class GMRES(KrylovSolver):
 def _arnoldi(
     V: Inexact[Array, "m n"], w: Inexact[Array, " n"]
 ) -> tuple[Inexact[Array, " n"], Inexact[Array, " m"], Float[Array, ""]]:
-    """v, h and a number a with w = h V + a v and v orthogonal to V, by Gram and Schmidt, twice."""
+    """v, h and a number a with w = h V + a v and v orthogonal to V."""
     size = norm(w)
-    h = jnp.zeros(V.shape[0], w.dtype)
-    for _ in range(2):
-        part = jnp.conj(V) @ w
-        h, w = h + part, w - part @ V
+    w, h = orthogonalise(V, w)
     left = norm(w)
     # Within rounding w is a sum of the others.
     left = jnp.where(left <= 10 * jnp.finfo(w.dtype).eps * size, 0, left)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from cdiffeq._errors import check_tolerance
+from cdiffeq.linalg._arnoldi import two_norm as norm
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._preconditioner import Preconditioner, as_preconditioner
 from cdiffeq.linalg._solver import Code, Report, Solver
@@ -148,12 +149,6 @@ def iterate(
     )
     relative = size / jnp.where(norm(b) == 0, 1, norm(b))
     return end.x, Report(*(y.astype(relative.dtype) for y in (code, relative, end.steps)))
-
-
-def norm(x: Inexact[Array, "..."]) -> Float[Array, ""]:
-    """The Euclidean norm."""
-    squares = x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
-    return jnp.sqrt(jnp.sum(squares))
 
 
 def dot(x: Inexact[Array, " n"], y: Inexact[Array, " n"]) -> Inexact[Array, ""]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
 from cdiffeq._errors import check_tolerance
-from cdiffeq.linalg._krylov import Map, norm, over_columns, scaled
+from cdiffeq.linalg._arnoldi import two_norm as norm
+from cdiffeq.linalg._krylov import Map, over_columns, scaled
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver
 

@@ -16,19 +16,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
-import scipy.sparse
 from jaxtyping import Array, Inexact, PyTree
 
 from cdiffeq._arrays import as_array, as_real, require_finite
-from cdiffeq._errors import is_traced, poison, raise_if
+from cdiffeq._errors import is_traced
 from cdiffeq.linalg._damped import Damped
 from cdiffeq.linalg._lsmr import LSMR
-from cdiffeq.linalg._operator import Dense, Operator, apply, as_operator
-from cdiffeq.linalg._solver import REASONS, Code, Report, Solver
+from cdiffeq.linalg._operator import Dense, Operator, apply, as_operator, hold, is_dense
+from cdiffeq.linalg._solver import REASONS, Report, Solver, checked, compute
 from cdiffeq.linalg._svd_solver import SVD
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
@@ -48,13 +45,7 @@ def _pseudo_inverse(
 
     `throw` is for the derivatives' solves.
     """
-    A = eqx.combine(params, fixed)
-    if not jnp.iscomplexobj(b) or jnp.issubdtype(A.dtype, jnp.complexfloating):
-        return solver.compute(A, state, b, None, adjoint)
-    # A real A has real factors: twice the columns.
-    two = jnp.concatenate([b.real, b.imag], axis=1)
-    x, report = solver.compute(A, state, two, None, adjoint)
-    return jax.lax.complex(*jnp.split(x, 2, axis=1)), report
+    return compute(solver, eqx.combine(params, fixed), state, b, None, adjoint)
 
 
 @_pseudo_inverse.def_tangent
@@ -103,9 +94,6 @@ def _solve_adjoint(args: Any, b: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]
 def _apply_pseudo_inverse(*args: Any) -> tuple[Inexact[Array, "n k"], Report]:
     """`_pseudo_inverse`, checked: a failed solve raises, or gives NaN where `throw` is false."""
     x, report = _pseudo_inverse(*args)
-    failed = report.code != Code.SUCCESS
-    if not args[-1]:
-        return poison(x, jax.lax.stop_gradient(failed)), report
 
     def error(code, residual, iterations):
         how = (
@@ -115,7 +103,7 @@ def _apply_pseudo_inverse(*args: Any) -> tuple[Inexact[Array, "n k"], Report]:
         )
         return RuntimeError(f"linalg.lstsq: {REASONS[int(code)]}{how}.")
 
-    return raise_if(x, failed, error, *report), report
+    return checked(x, report, args[-1], error), report
 
 
 def lstsq(
@@ -156,7 +144,7 @@ def lstsq(
     Array(-0.5, dtype=float64, weak_type=True)
     """
     b = as_array("b", b)
-    if _is_dense(A):
+    if is_dense(A):
         if callable(A):
             raise TypeError(
                 "lstsq: A is a function, and nothing says what it acts on: pass "
@@ -169,11 +157,6 @@ def lstsq(
     x, report = _lstsq(operator, b.reshape(len(b), -1), damping, solver or LSMR(), throw)
     x = x if b.ndim == 2 else x[:, 0]
     return x if throw else (x, report)
-
-
-def _is_dense(A: Any) -> bool:
-    operator = isinstance(A, Operator | lx.AbstractLinearOperator | jsparse.JAXSparse)
-    return not (operator or scipy.sparse.issparse(A))
 
 
 def _lstsq_dense(A: Array, b: Array, damping: Any, solver: Solver | None, throw: bool) -> Any:
@@ -208,8 +191,7 @@ def _lstsq(
         require_finite("damping", mu)
         A = Damped(A, mu.astype(jnp.finfo(b.dtype).dtype))
         b = jnp.concatenate([b, jnp.zeros((A.shape[1], b.shape[1]), b.dtype)])
-    still = lambda a: jax.lax.stop_gradient(a) if is_traced(a) else a
-    state = solver.init(jax.tree.map(still, A))
+    state = solver.init(hold(A))
     params, fixed = eqx.partition(A, eqx.is_inexact_array)
     x, report = _apply_pseudo_inverse(
         params, b, fixed, jax.lax.stop_gradient(state), solver, False, throw

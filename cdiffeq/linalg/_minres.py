@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, norm, real_product
+from cdiffeq.linalg._arnoldi import two_norm as norm
+from cdiffeq.linalg._krylov import Cycle, KrylovSolver, Map, real_product
 from cdiffeq.linalg._solver import Code
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import scipy.sparse
-from jaxtyping import Array, Inexact, Int, PyTree
+from jaxtyping import Array, Complex, Float, Inexact, Int, PyTree
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced
@@ -202,6 +202,33 @@ class Function(Operator):
     def adjoint(self) -> Function:
         m, n = self.size
         return Function(self.fn, self.params, (n, m), self.traced_in, not self.adjointed)
+
+
+def is_function(A: Any) -> bool:
+    """Whether A is a plain function, which says nothing of what it acts on."""
+    return callable(A) and not isinstance(A, Operator | lx.AbstractLinearOperator)
+
+
+def is_dense(A: Any) -> bool:
+    """Whether A isn't sparse, nor an operator: an array, if it is anything at all."""
+    known = isinstance(A, Operator | lx.AbstractLinearOperator | jsparse.JAXSparse)
+    return not (known or scipy.sparse.issparse(A))
+
+
+def hold(A: Operator) -> Operator:
+    """A without derivatives; what is known of it stays so, for whoever looks at it."""
+    still = lambda a: jax.lax.stop_gradient(a) if is_traced(a) else a
+    return jax.tree.map(still, A)
+
+
+def real_parts(x: Inexact[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """[Re x; Im x]."""
+    return jnp.concatenate([x.real, jnp.imag(x)], axis)
+
+
+def from_real_parts(z: Float[Array, "..."], axis: int) -> Complex[Array, "..."]:
+    """The x of `real_parts`."""
+    return jax.lax.complex(*jnp.split(z, 2, axis))
 
 
 def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:

@@ -16,16 +16,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
-import scipy.sparse
-from jaxtyping import Array, Complex, Float, Inexact, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced
-from cdiffeq.linalg._operator import Function, Operator, Sparse, as_operator, flatten, sparse
+from cdiffeq.linalg._operator import (
+    Function,
+    Operator,
+    Sparse,
+    as_operator,
+    flatten,
+    from_real_parts,
+    is_dense,
+    is_function,
+    real_parts,
+    sparse,
+)
 from cdiffeq.linalg._solve import factorize, solve
 from cdiffeq.linalg._solver import Solver
 from cdiffeq.wirtinger._linear_map import hoist
@@ -67,9 +75,9 @@ def real_linear_solve(
     >>> real_linear_solve(lambda x: 2 * x + jnp.conj(x), None, jnp.array([3.0 + 1j])).round(8)
     Array([1.+1.j], dtype=complex128)
     """
-    if _is_function(A):
+    if is_function(A):
         return _solve_of_pytrees(A, B, c, solver, throw)
-    if _is_function(B):
+    if is_function(B):
         raise TypeError("real_linear_solve: B is a function, so A has to be one, too.")
     c = as_array("c", c)
     if A is None:
@@ -77,33 +85,15 @@ def real_linear_solve(
             "real_linear_solve: A must be a matrix, an operator or a function, got None."
         )
     given = {"A": A} if B is None else {"A": A, "B": B}
-    if not any(map(_is_operator, given.values())):
+    if all(map(is_dense, given.values())):
         blocks = _dense_blocks({name: as_array(name, M) for name, M in given.items()}, c)
         axis = -1 if c.ndim == 1 else -2
-        out = solve(blocks, _split(c, axis), solver, throw=throw)
+        out = solve(blocks, real_parts(c, axis), solver, throw=throw)
     else:
         axis = 0
         operator, c = _operator_of({name: as_operator(name, M) for name, M in given.items()}, c)
-        out = factorize(operator, solver)._apply(_split(c, axis), False, throw)
-    return _join(out, axis) if throw else (_join(out[0], axis), out[1])
-
-
-def _is_function(M: Any) -> bool:
-    return callable(M) and not isinstance(M, Operator | lx.AbstractLinearOperator)
-
-
-def _is_operator(M: Any) -> bool:
-    known = isinstance(M, Operator | lx.AbstractLinearOperator | jsparse.JAXSparse)
-    return known or scipy.sparse.issparse(M)
-
-
-def _split(x: Inexact[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """[Re x; Im x]."""
-    return jnp.concatenate([x.real, jnp.imag(x)], axis)
-
-
-def _join(z: Float[Array, "..."], axis: int) -> Complex[Array, "..."]:
-    return jax.lax.complex(*jnp.split(z, 2, axis))
+        out = factorize(operator, solver)._apply(real_parts(c, axis), False, throw)
+    return from_real_parts(out, axis) if throw else (from_real_parts(out[0], axis), out[1])
 
 
 # The real system, from A and B with their signs: (A, 1), (B, -1). Its blocks are

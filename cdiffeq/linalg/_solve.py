@@ -15,22 +15,30 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-import scipy.sparse
 from jaxtyping import Array, Inexact, PyTree
 
 from cdiffeq._arrays import as_array, require_finite
-from cdiffeq._errors import is_traced, poison, raise_if
+from cdiffeq._errors import is_traced
 from cdiffeq.linalg._banded import Banded
 from cdiffeq.linalg._cholesky_solver import Cholesky
 from cdiffeq.linalg._diagonal import Diagonal
 from cdiffeq.linalg._gmres import GMRES
 from cdiffeq.linalg._lu import LU
-from cdiffeq.linalg._operator import Dense, Operator, Sparse, apply, as_operator, flatten
-from cdiffeq.linalg._solver import REASONS, Code, Report, Solver
+from cdiffeq.linalg._operator import (
+    Dense,
+    Operator,
+    Sparse,
+    apply,
+    as_operator,
+    flatten,
+    hold,
+    is_dense,
+    is_function,
+)
+from cdiffeq.linalg._solver import REASONS, Report, Solver, checked, compute
 from cdiffeq.linalg._sparse_direct import Sparse as SparseLU
 from cdiffeq.linalg._triangular import Triangular
 from cdiffeq.linalg._tridiagonal import Tridiagonal
@@ -53,16 +61,7 @@ def _inverse(
 
     `throw` is for the derivatives' solves.
     """
-    A = eqx.combine(params, fixed)
-    is_complex = lambda dtype: jnp.issubdtype(dtype, jnp.complexfloating)
-    if is_complex(b.dtype) and not is_complex(A.dtype):
-        # A real A has real factors: twice the columns.
-        two = lambda y: y if y is None else jnp.concatenate([y.real, y.imag], axis=1)
-        x, report = solver.compute(A, state, two(b), two(guess), adjoint)
-        x = jax.lax.complex(*jnp.split(x, 2, axis=1))
-    else:
-        x, report = solver.compute(A, state, b, guess, adjoint)
-    return x, report
+    return compute(solver, eqx.combine(params, fixed), state, b, guess, adjoint)
 
 
 @_inverse.def_tangent
@@ -87,16 +86,13 @@ def _adjoint(args, out, g):
 def _apply_inverse(*args: Any) -> tuple[Inexact[Array, "n k"], Report]:
     """`_inverse`, checked: a failed solve raises, or gives NaN where `throw`, the last argument, is false."""
     x, report = _inverse(*args)
-    failed = report.code != Code.SUCCESS
-    if not args[-1]:
-        return poison(x, jax.lax.stop_gradient(failed)), report
 
     def error(code, residual, iterations):
         steps = f" after {int(iterations)} steps" if iterations else ""
         left = f"; relative residual {residual:.1e}" if np.isfinite(residual) else ""
         return RuntimeError(f"linalg.solve: {REASONS[int(code)]}{steps}{left}.")
 
-    return raise_if(x, failed, error, *report), report
+    return checked(x, report, args[-1], error), report
 
 
 def solve(
@@ -141,9 +137,9 @@ def solve(
     >>> jax.grad(lambda b: jnp.sum(jnp.abs(solve(A, b)) ** 2))(jnp.array([1.0 + 0j, 2.0]))
     Array([0.5+1.j , 5. -0.5j], dtype=complex128)
     """
-    if callable(A) and not isinstance(A, Operator | lx.AbstractLinearOperator):
+    if is_function(A):
         return _solve_of_pytrees(A, b, solver, guess, throw)
-    if _is_dense(A):
+    if is_dense(A):
         return _solve_dense(as_array("A", A), as_array("b", b), solver, guess, throw)
     operator, b = as_operator("A", A), as_array("b", b)
     solver = default_solver(A, operator) if solver is None else solver
@@ -168,9 +164,7 @@ def factorize(A: Any, solver: Solver | None = None) -> Factorization:
     solver = default_solver(A, operator) if solver is None else solver
     if not isinstance(solver, Solver):
         raise TypeError(f"solve: solver must be one such as cd.linalg.LU(), got {solver!r}.")
-    # What is known stays so, for a solver that looks at it.
-    still = lambda a: jax.lax.stop_gradient(a) if is_traced(a) else a
-    return Factorization(operator, solver.init(jax.tree.map(still, operator)), solver)
+    return Factorization(operator, solver.init(hold(operator)), solver)
 
 
 def default_solver(A: Any, operator: Operator) -> Solver:
@@ -236,11 +230,6 @@ def _widen(A: Operator, of_b: Any) -> Operator:
     if not isinstance(A, Dense | Sparse):
         raise TypeError(f"solve: A is an operator of {A.dtype}, which can't be made {dtype} for b.")
     return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, A)
-
-
-def _is_dense(A: Any) -> bool:
-    sparse = scipy.sparse.issparse(A) or isinstance(A, jsparse.JAXSparse)
-    return not (sparse or isinstance(A, Operator | lx.AbstractLinearOperator))
 
 
 def _solve_dense(A: Array, b: Array, solver: Solver | None, guess: Any, throw: bool) -> Any:

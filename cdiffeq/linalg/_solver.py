@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
-from cdiffeq.linalg._operator import Operator, apply
+from cdiffeq._errors import poison, raise_if
+from cdiffeq.linalg._operator import Operator, apply, from_real_parts, real_parts
 
 
 class Code:
@@ -77,6 +79,33 @@ class Solver(eqx.Module):
         adjoint: bool,
     ) -> tuple[Inexact[Array, "n k"], Report]:
         """The solution of A x = b, or of A^H x = b, and how it went."""
+
+
+def compute(
+    solver: Solver,
+    A: Operator,
+    state: PyTree[Any],
+    b: Inexact[Array, "m k"],
+    guess: Inexact[Array, "n k"] | None,
+    adjoint: bool,
+) -> tuple[Inexact[Array, "n k"], Report]:
+    """`solver.compute`, where b may be complex and A real."""
+    if not jnp.iscomplexobj(b) or jnp.issubdtype(A.dtype, jnp.complexfloating):
+        return solver.compute(A, state, b, guess, adjoint)
+    # A real A has real factors: twice the columns.
+    guess = None if guess is None else real_parts(guess, 1)
+    x, report = solver.compute(A, state, real_parts(b, 1), guess, adjoint)
+    return from_real_parts(x, 1), report
+
+
+def checked(
+    x: Inexact[Array, "n k"], report: Report, throw: bool, error: Callable[..., Exception]
+) -> Inexact[Array, "n k"]:
+    """x, unless the solve failed: then `error(*report)` is raised, or x is NaN where `throw` is false."""
+    failed = report.code != Code.SUCCESS
+    if throw:
+        return raise_if(x, failed, error, *report)
+    return poison(x, jax.lax.stop_gradient(failed))
 
 
 def direct_report(A: Operator, x: Array, b: Array, adjoint: bool, code: Int[Array, ""]) -> Report:
