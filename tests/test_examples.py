@@ -1,9 +1,6 @@
 """The examples reach what they say, checked with SciPy alone, and refuse what they can't use."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,41 +12,23 @@ import pytest
 import scipy.linalg
 from scipy.integrate import solve_ivp
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.running import EXAMPLES, load, run
+
 DEVICES = json.loads((EXAMPLES / "data" / "ibm_devices.json").read_text())
 MANILA = DEVICES["devices"]["ibmq_manila"]
 PAULI_X = np.array([[0, 1], [1, 0]])
 
 
-def _run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs an example as a user would, elsewhere, with the package of this working tree."""
-    return subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
-        capture_output=True,
-        text=True,
-    )
-
-
-def _load(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, EXAMPLES / script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def transmon_gate() -> ModuleType:
-    return _load("transmon_gate.py")
+    return load("transmon_gate.py")
 
 
 @pytest.fixture(scope="module")
 def designed(tmp_path_factory: pytest.TempPathFactory):
     """What the quick design printed, its samples and its figure."""
     folder = tmp_path_factory.mktemp("transmon_gate")
-    done = _run("transmon_gate.py", "--quick", "--samples", "pulse.txt", cwd=folder)
+    done = run("transmon_gate.py", "--quick", "--samples", "pulse.txt", cwd=folder)
     assert done.returncode == 0, done.stderr
     start, real, imag = np.loadtxt(folder / "pulse.txt", unpack=True)
     return done.stdout, start, real + 1j * imag, folder / "transmon_gate.png"
@@ -214,7 +193,7 @@ def test_transmon_gate_refuses_files(transmon_gate, content, reason, tmp_path, c
 
 @pytest.mark.slow
 def test_too_little_time_is_no_success(tmp_path: Path):
-    done = _run("transmon_gate.py", "--quick", "--duration", 3.4, cwd=tmp_path)
+    done = run("transmon_gate.py", "--quick", "--duration", 3.4, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "The error isn't below 1e-08: the gate needs more time.\n"
 
@@ -234,7 +213,7 @@ def _shares_of_zeros(theta: np.ndarray, fs: np.ndarray, times: np.ndarray) -> np
 
 @pytest.mark.slow
 def test_fit_rabi(tmp_path: Path):
-    done = _run("fit_rabi.py", "--quick", cwd=tmp_path)
+    done = run("fit_rabi.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [
         line.split() for line in done.stdout.splitlines() if line.endswith(tuple("0123456789"))
@@ -276,12 +255,12 @@ def test_fit_rabi(tmp_path: Path):
     ],
 )
 def test_fit_rabi_refuses(arguments, reason, capsys, monkeypatch):
-    assert reason in _refused(_load("fit_rabi.py"), arguments.split(), capsys, monkeypatch)
+    assert reason in _refused(load("fit_rabi.py"), arguments.split(), capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def neural_ode() -> ModuleType:
-    return _load("neural_ode.py")
+    return load("neural_ode.py")
 
 
 def _network(net, z: complex) -> complex:
@@ -328,7 +307,7 @@ def test_cardioid(neural_ode: ModuleType):
 
 @pytest.mark.slow
 def test_neural_ode(tmp_path: Path):
-    done = _run("neural_ode.py", "--quick", cwd=tmp_path)
+    done = run("neural_ode.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     slope, off = next(line for line in done.stdout.splitlines() if "Slope" in line).split(";")[1:]
     assert abs(float(slope.split()[-1])) > 1e-3  # a direction that tells something
@@ -358,7 +337,7 @@ def _laser_field(theta: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 def test_laser_fit(tmp_path: Path):
-    done = _run("laser_fit.py", "--quick", cwd=tmp_path)
+    done = run("laser_fit.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     names = ("alpha ", "tau_p ", "tau_n ", "s ")
     lines = [line for line in done.stdout.splitlines() if line.startswith(names)]
@@ -387,7 +366,7 @@ def test_laser_fit(tmp_path: Path):
 
 
 def test_laser_fit_solves_the_rate_equations():
-    laser_fit = _load("laser_fit.py")
+    laser_fit = load("laser_fit.py")
     times = np.linspace(0, 1.5, 16)
     theta = np.array([2.5, 1.8, 2.2, 0.25])
     found = laser_fit.quadratures(theta, times)
@@ -405,7 +384,7 @@ def test_laser_fit_solves_the_rate_equations():
     ],
 )
 def test_ode_examples_refuse(script, arguments, reason, capsys, monkeypatch):
-    assert reason in _refused(_load(script), arguments.split(), capsys, monkeypatch)
+    assert reason in _refused(load(script), arguments.split(), capsys, monkeypatch)
 
 
 def test_the_calibration_has_its_source():

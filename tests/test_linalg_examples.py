@@ -1,8 +1,5 @@
 """The examples of linear algebra reach what they say, checked with NumPy and SciPy alone."""
 
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,31 +11,12 @@ import scipy.sparse
 from scipy.optimize import least_squares
 from scipy.sparse.linalg import spsolve
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def _run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs an example as a user would, elsewhere, with the package of this working tree."""
-    return subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
-        capture_output=True,
-        text=True,
-    )
-
-
-def _load(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, EXAMPLES / script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.running import EXAMPLES, load, run
 
 
 @pytest.fixture(scope="module")
 def filter_fit() -> ModuleType:
-    return _load("filter_fit.py")
+    return load("filter_fit.py")
 
 
 def _ladder(x: np.ndarray, f: np.ndarray) -> np.ndarray:
@@ -83,7 +61,7 @@ def test_nodal_equations_are_the_ladder(filter_fit: ModuleType, name: str):
 
 @pytest.mark.slow
 def test_filter_fit(tmp_path: Path):
-    done = _run("filter_fit.py", cwd=tmp_path)
+    done = run("filter_fit.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     rows = np.array([[float(w[1]), float(w[3])] for w in lines if w[2:3] == ["+-"]])
@@ -112,7 +90,7 @@ def test_filter_fit(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def bend() -> ModuleType:
-    return _load("photonic_inverse_design.py")
+    return load("photonic_inverse_design.py")
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +218,7 @@ def test_bend_is_designed(bend: ModuleType, at):
 
 @pytest.mark.slow
 def test_photonic_inverse_design(tmp_path: Path):
-    done = _run("photonic_inverse_design.py", "--quick", cwd=tmp_path)
+    done = run("photonic_inverse_design.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
     shares = {w[0]: [float(x) for x in w[-6::2]] for w in rows if w[0] in ("projected", "two")}
@@ -271,4 +249,4 @@ def _refused(module: ModuleType, arguments: list[str], capsys, monkeypatch) -> s
     ],
 )
 def test_linalg_examples_refuse(script, arguments, reason, capsys, monkeypatch):
-    assert reason in _refused(_load(script), arguments.split(), capsys, monkeypatch)
+    assert reason in _refused(load(script), arguments.split(), capsys, monkeypatch)

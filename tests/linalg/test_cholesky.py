@@ -1,6 +1,5 @@
 """The Cholesky factor against NumPy's, and its rule on matrices that are perturbed in any way."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,21 +9,13 @@ import pytest
 
 import cdiffeq as cd
 from cdiffeq.linalg._cholesky import _cholesky, cholesky
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(11)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _adjoint(A: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import scipy.linalg
 
 import cdiffeq as cd
 from cdiffeq.linalg._eig import block_eig, eig
+from tests.linalg.common import DTYPES, random_array
 
 RNG = np.random.default_rng(1)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 decompose = jax.jit(eig)
 
 
@@ -24,10 +24,7 @@ def _seed():
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _with_form(J: Any) -> np.ndarray:

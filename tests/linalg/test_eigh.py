@@ -9,9 +9,9 @@ import pytest
 
 import cdiffeq as cd
 from cdiffeq.linalg._eigh import block_eigh, eigh
+from tests.linalg.common import DTYPES, random_array
 
 RNG = np.random.default_rng(1)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 
 
 # Most of the time goes into compiling programs that run once.
@@ -27,10 +27,7 @@ def _seed():
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _with_spectrum(w: Any, dtype: Any = np.complex128) -> np.ndarray:

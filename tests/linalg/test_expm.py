@@ -1,6 +1,5 @@
 """exp and its Fréchet derivative against SciPy's, which knows no JAX."""
 
-import functools
 import inspect
 from typing import Any
 
@@ -13,16 +12,13 @@ import scipy.linalg
 import cdiffeq as cd
 from cdiffeq.linalg import expm
 from cdiffeq.linalg._expm import expm_of, exponential
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(0)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _skew(n: int, norm: float, dtype: Any = np.complex128) -> np.ndarray:
@@ -44,11 +40,6 @@ def _frechet(A: np.ndarray, E: np.ndarray) -> np.ndarray:
     return scipy.linalg.expm_frechet(_double(A), _double(E), compute_expm=False)
 
 
-# Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 push = quick_jit(lambda A, E: jax.jvp(expm, (A,), (E,)))
 pull = quick_jit(lambda A, g: jax.vjp(expm, A)[1](g)[0])
 

@@ -1,6 +1,5 @@
 """exp(tA) v against SciPy's dense exponential, and its derivatives against finite differences."""
 
-import functools
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from cdiffeq.linalg._expm_multiply import _default, expm_multiply
 from cdiffeq.linalg._operator import as_operator
 from cdiffeq.linalg._padded import Padded, padded
 from cdiffeq.linalg._spectrum import adjoint_sign, entries, norm_estimate, real_bounds
+from tests.linalg.common import quick_jit
 
 RNG = np.random.default_rng(0)
 N = 5
@@ -60,9 +60,6 @@ def close(got: Any, expected: Any, tol: float) -> None:
     assert got.shape == np.shape(expected)
     assert np.linalg.norm(got - expected) <= tol * np.linalg.norm(expected)
 
-
-# Nearly all the time goes into compiling programs that run once: they needn't be fast ones.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 METHODS = {"chebyshev": Chebyshev(), "taylor": Taylor(), "krylov": Krylov()}
 KINDS = {

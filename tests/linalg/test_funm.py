@@ -12,9 +12,9 @@ import scipy.linalg
 import cdiffeq as cd
 from cdiffeq.linalg._divided_differences import divided_difference
 from cdiffeq.linalg._funm import derivative_of, funm, parameter_gradient
+from tests.linalg.common import DTYPES, random_array
 
 RNG = np.random.default_rng(1)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 WAVE = lambda x: jnp.exp(-1j * x)
 
 
@@ -26,10 +26,7 @@ def _seed():
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _hermitian(A: np.ndarray) -> np.ndarray:

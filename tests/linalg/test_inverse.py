@@ -1,6 +1,5 @@
 """Inverse and determinants against NumPy's, and against polynomials where a matrix is singular."""
 
-import functools
 import itertools
 from typing import Any
 
@@ -11,21 +10,13 @@ import pytest
 
 import cdiffeq as cd
 from cdiffeq.linalg._inverse import _cofactors, _factorize, det, inv, slogdet
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(3)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _of_values(*values: float, dtype: Any = np.complex128) -> np.ndarray:

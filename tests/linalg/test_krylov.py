@@ -1,6 +1,5 @@
 """Iterative solvers: values, derivatives, preconditioners in both directions, starts, and failures."""
 
-import functools
 from typing import Any
 
 import jax
@@ -20,11 +19,10 @@ from cdiffeq.linalg._ilu import ILU
 from cdiffeq.linalg._minres import MINRES
 from cdiffeq.linalg._preconditioner import Jacobi
 from cdiffeq.linalg._solver import Code
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(7)
 SOLVERS = [CG, MINRES, GMRES, BiCGStab]
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +31,7 @@ def _same_numbers_in_any_order() -> None:
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _matrix(solver: Any, n: int = 5, dtype: Any = np.complex128) -> np.ndarray:

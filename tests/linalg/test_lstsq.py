@@ -1,6 +1,5 @@
 """Least squares of every shape and rank, with and without damping, against NumPy; and their derivatives."""
 
-import functools
 from typing import Any
 
 import jax
@@ -17,13 +16,9 @@ from cdiffeq.linalg._lsmr import LSMR
 from cdiffeq.linalg._lstsq import lstsq
 from cdiffeq.linalg._solver import Code
 from cdiffeq.linalg._svd_solver import SVD
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(13)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +27,7 @@ def _same_numbers_in_any_order() -> None:
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _of_rank(r: int, m: int, n: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A x + B conj(x) = c, in every form that A and B may have, against the real system of NumPy."""
 
-import functools
 from typing import Any
 
 import jax
@@ -15,19 +14,13 @@ import scipy.sparse.linalg
 import cdiffeq as cd
 from cdiffeq.linalg import GMRES, LU, solve
 from cdiffeq.linalg._real_linear import real_linear_solve
+from tests.linalg.common import quick_jit, random_array
 
 RNG = np.random.default_rng(11)
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _solution(A: np.ndarray, B: np.ndarray, c: np.ndarray) -> np.ndarray:

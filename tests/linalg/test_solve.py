@@ -1,6 +1,5 @@
 """A x = b by direct solvers: every kind of A, every solver, the rule, batches and failures."""
 
-import functools
 from typing import Any
 
 import jax
@@ -17,12 +16,11 @@ from cdiffeq.linalg import _solver, factorize, solve
 from cdiffeq.linalg._operator import as_operator
 from cdiffeq.linalg._solve import default_solver
 from cdiffeq.testing import check_linear_solver, check_rule
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 N = 5
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 QUICK = DTYPES[::3]
 SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:3]]
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 L = cd.linalg
 SOLVERS = {
@@ -53,11 +51,7 @@ def _solver_named(name: str) -> Any:
 
 
 def _random(*shape: int, dtype: Any = np.complex128, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    A = rng.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * rng.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(np.random.default_rng(seed), *shape, dtype=dtype)
 
 
 def _matrix(name: str, dtype: Any = np.complex128, n: int = N) -> np.ndarray:

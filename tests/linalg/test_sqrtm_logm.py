@@ -1,6 +1,5 @@
 """Square roots and logarithms against SciPy's, and by squaring and by exponentials."""
 
-import functools
 import warnings
 from typing import Any
 
@@ -15,14 +14,9 @@ from cdiffeq.linalg import _logm, _sqrtm
 from cdiffeq.linalg._logm import logm
 from cdiffeq.linalg._schur import Schur, schur
 from cdiffeq.linalg._sqrtm import sqrtm
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(13)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 def _both(A: Any) -> Any:
@@ -35,10 +29,7 @@ pull = quick_jit(lambda A, g: jax.vjp(_both, A)[1](g)[0])
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _spread(*shape: int, dtype: Any = np.complex128) -> np.ndarray:

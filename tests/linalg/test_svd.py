@@ -9,9 +9,9 @@ import pytest
 
 import cdiffeq as cd
 from cdiffeq.linalg._svd import block_svd, svd
+from tests.linalg.common import DTYPES, random_array
 
 RNG = np.random.default_rng(1)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 SHAPES = [(4, 3), (3, 4), (3, 3)]
 
 
@@ -23,10 +23,7 @@ def _seed():
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _with_values(m: int, n: int, s: list[float], dtype: Any = np.complex128) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Sylvester's and Lyapunov's equations against one large linear system, in NumPy."""
 
-import functools
 from typing import Any
 
 import jax
@@ -13,21 +12,13 @@ import cdiffeq as cd
 from cdiffeq.linalg import _schur
 from cdiffeq.linalg._schur import adjoint_schur, schur
 from cdiffeq.linalg._sylvester import _nearness, lyapunov, sylvester
+from tests.linalg.common import DTYPES, quick_jit, random_array
 
 RNG = np.random.default_rng(7)
-DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
-
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0},
-)
 
 
 def _random(*shape: int, dtype: Any = np.complex128) -> np.ndarray:
-    A = RNG.normal(size=shape)
-    if np.issubdtype(dtype, np.complexfloating):
-        A = A + 1j * RNG.normal(size=shape)
-    return A.astype(dtype)
+    return random_array(RNG, *shape, dtype=dtype)
 
 
 def _operator(A: np.ndarray, B: np.ndarray) -> np.ndarray:
