@@ -58,6 +58,7 @@ def test_the_gradient_is_hermitian(dtype: Any):
     np.testing.assert_allclose(gradient, np.linalg.inv(A).conj(), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_vmap_along_any_axis():
     A = jnp.asarray(np.moveaxis(_positive(2, 3, 3), 0, 1))
     both = jax.value_and_grad(lambda A: jnp.sum(jnp.abs(cholesky(A))))
@@ -95,6 +96,7 @@ def test_matrices_that_are_not_positive_definite(dtype: Any):
     _raises(f"{message} is -1", factor, -np.eye(3, dtype=dtype))
 
 
+@pytest.mark.slow
 def test_which_matrix_is_not_positive_definite():
     A = jnp.stack([jnp.eye(2), jnp.array([[1.0, 2.0], [2.0, 1.0]])])
     message = "cholesky: the Hermitian part of A must be positive definite; its smallest eigenvalue"

@@ -64,6 +64,7 @@ def test_the_pivot_of_each_vector_is_real_and_positive(dtype: Any):
 # Derivatives.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_finite_differences(dtype: Any):
     """TRAPS: `eig` vectors: JAX raises unless `enable_eigvec_derivs`."""
@@ -78,6 +79,7 @@ def test_against_finite_differences(dtype: Any):
     cd.testing.check_rule(f, A.astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [pytest.param(np.float64, marks=pytest.mark.slow), np.complex128])
 def test_second_derivatives_against_finite_differences(dtype: Any):
     cd.testing.check_rule(eig, _random(3, 3, dtype=dtype), modes=("hvp",))
@@ -106,6 +108,7 @@ def test_of_a_hermitian_matrix():
     np.testing.assert_allclose(dl[order], np.diag(U.conj().T @ dH @ U), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_real_gradient_of_the_dtype_of_the_matrix():
     for dtype in (np.float32, np.complex64):
         loss = lambda A: jnp.sum(jnp.abs(eig(A).eigenvectors + eig(A).eigenvalues[None, :]) ** 2)
@@ -113,6 +116,7 @@ def test_a_real_gradient_of_the_dtype_of_the_matrix():
         assert g.dtype == dtype and np.isfinite(g).all()
 
 
+@pytest.mark.slow
 def test_vmap():
     A, dA = _random(3, 3, 3), _random(3, 3, 3)
     push = lambda A, dA: jax.jvp(eig, (A,), (dA,))
@@ -136,6 +140,7 @@ def _of_block(A: Any) -> tuple[jax.Array, jax.Array]:
     return (V * inside[None, :]) @ jnp.linalg.inv(V), jnp.sum(jnp.where(inside, l, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "A",
     [
@@ -147,6 +152,7 @@ def test_projectors_and_sums_of_blocks(A: np.ndarray):
     cd.testing.check_rule(_of_block, A, modes=("jvp", "vjp", "hvp"))
 
 
+@pytest.mark.slow
 def test_no_gradient_where_the_eigenvalues_of_a_block_are_told_apart():
     A = jnp.asarray(_with_form(np.diag([1, 1, 2j])))
 
@@ -215,6 +221,7 @@ def test_a_derivative_takes_seven_products_and_no_second_decomposition():
         assert not any(name in text for name in ("= eig[", "= lu[", "= svd[", "triangular_solve"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex64])
 def test_no_number_comes_of_nan_or_infinity(dtype: Any):
     A = _random(3, 3, 3, dtype=dtype)

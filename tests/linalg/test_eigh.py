@@ -144,6 +144,7 @@ def test_a_batch_of_none():
     assert eigh(jnp.zeros((0, 2, 2))).eigenvectors.shape == (0, 2, 2)
 
 
+@pytest.mark.slow
 def test_at_a_switch_of_the_pivot_only_the_phase_jumps():
     # Along t the first entry of the lower vector falls below 0.55 of the second, which is real from then
     # on. Both sides agree in all that phases leave alone, and each has its own derivative.
@@ -170,6 +171,7 @@ def _of_blocks(H: Any) -> tuple[jax.Array, ...]:
     return (U * inside[None, :]) @ U.conj().T, jnp.sum(jnp.where(inside, w, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_projectors_and_sums_of_blocks(name: str):
     cd.testing.check_rule(_of_blocks, DEGENERATE[name], modes=("jvp", "vjp", "hvp"))
@@ -184,6 +186,7 @@ def test_symmetric_functions_of_a_block():
     cd.testing.check_rule(lambda H: jnp.sum(eigh(H).eigenvalues ** 3), DEGENERATE["a double level"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a double level", "of rank one"])
 def test_no_gradient_where_the_eigenvalues_of_a_block_are_told_apart(name: str):
     H = jnp.asarray(DEGENERATE[name]) + 0j
@@ -215,6 +218,7 @@ def test_a_projector_that_knows_its_derivative():
     np.testing.assert_allclose(dP + dP.conj().T, expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, inner",
     [
@@ -257,6 +261,7 @@ def test_where_jax_gives_nan():
     np.testing.assert_allclose(ours, _hermitian(expected).conj(), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_raw_vectors_agree_with_finite_differences():
     """TRAPS: `eigh` raw vectors: a gauge choice, not comparable with finite differences."""
     H = _random(3, 3)

@@ -49,6 +49,7 @@ def test_against_lapack(n: int, k: int, which: Any):
     check_pairs(A, *eigsh(A, k, which), k, which)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
 def test_dtypes(dtype: Any):
     A = hermitian(50, dtype)
@@ -65,6 +66,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_operator(kind: str):
     A = hermitian(8)
@@ -72,6 +74,7 @@ def test_every_kind_of_operator(kind: str):
     check_pairs(A, *eigsh(KINDS[kind](A), 2, v0=v0), 2, "SA")
 
 
+@pytest.mark.slow
 def test_many_restarts_and_equal_eigenvalues():
     # In exact arithmetic one vector leads to one of the two equal pairs alone.
     A = laplacian(20)
@@ -79,6 +82,7 @@ def test_many_restarts_and_equal_eigenvalues():
     check_pairs(A.toarray(), w, U, 4, "SA")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [[1.0, 1, 1, 2, 2, 3], [0.0] * 4, [-1.0, -1, 5, 5, 5, 5, 5]])
 def test_spaces_that_end(values: Any):
     A = np.diag(values)
@@ -87,6 +91,7 @@ def test_spaces_that_end(values: Any):
         check_pairs(A, *eigsh(A, k, "LA"), k, "LA")
 
 
+@pytest.mark.slow
 def test_the_phases_of_eigh():
     A = hermitian(6)
     w, U = eigh(A)
@@ -95,6 +100,7 @@ def test_the_phases_of_eigh():
     np.testing.assert_allclose(got.eigenvectors, U[:, :3], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["SA", "LA"])
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_against_finite_differences(dtype: Any, which: Any):
@@ -102,16 +108,19 @@ def test_against_finite_differences(dtype: Any, which: Any):
     cd.testing.check_rule(f, hermitian(5, dtype), pairing_rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_single_precision_against_finite_differences():
     f = lambda A: eigsh(A + jnp.conj(A.T), 2)
     cd.testing.check_rule(f, hermitian(5, np.complex64), rtol=3e-3, pairing_rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     f = lambda A: eigsh(A + jnp.conj(A.T), 2)
     cd.testing.check_rule(f, hermitian(5), modes=("hvp",))
 
 
+@pytest.mark.slow
 def test_parameters_of_a_sparse_matrix_and_of_a_function():
     A = jsparse.BCOO.from_scipy_sparse(scipy.sparse.csr_matrix(laplacian(3)))
     on = np.asarray(A.indices[:, 0] == A.indices[:, 1])
@@ -128,6 +137,7 @@ def test_parameters_of_a_sparse_matrix_and_of_a_function():
     np.testing.assert_allclose(gradient(of_entries), gradient(of_function), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_projector_of_equal_eigenvalues():
     A = np.diag([1.0, 1.0, 4.0, 6.0])
     E = hermitian(4, np.float64)
@@ -143,6 +153,7 @@ def test_the_projector_of_equal_eigenvalues():
     np.testing.assert_allclose(P, expected + expected.T, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap():
     A = np.stack([hermitian(4), hermitian(4)])
     got = quick_jit(jax.vmap(lambda A: eigsh(A, 2)))(A)
@@ -150,6 +161,7 @@ def test_vmap():
         check_pairs(A[i], got.eigenvalues[i], got.eigenvectors[i], 2, "SA")
 
 
+@pytest.mark.slow
 def test_products_of_a_gradient_of_the_values():
     A, calls = hermitian(30, np.float64), []
 
@@ -188,6 +200,7 @@ def test_refused():
         eigsh(A, 2, dimension=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["not Hermitian", "NaN", "no convergence"])
 def test_failures_raise(bad: str):
     A = hermitian(40)

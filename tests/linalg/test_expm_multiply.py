@@ -127,6 +127,7 @@ def test_any_norm_and_time(name: str, t: Any, norm: float):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [2.0, -3j])
 def test_matrices_that_are_not_normal(t: Any):
     A = np.diag([-1.0, -1, -1, 2]) + np.diag([5.0, 0, 1], 1)
@@ -138,6 +139,7 @@ def test_matrices_that_are_not_normal(t: Any):
         )
 
 
+@pytest.mark.slow
 def test_shifts_far_from_the_origin():
     A = sparse_matrix(6) + 1e3j * np.eye(6)
     v = random(6)
@@ -145,6 +147,7 @@ def test_shifts_far_from_the_origin():
         close(expm_multiply(scipy.sparse.csr_matrix(A), v, 1.0, method), exact(A, v), 1e-11)
 
 
+@pytest.mark.slow
 def test_anti_hermitian_ones():
     K, S, v = 1j * hermitian() + 3j * np.eye(N), random(N, N, dtype=float), random(N, dtype=float)
     close(expm_multiply(K, v, 2.0, Chebyshev()), exact(K, v, 2.0), 1e-13)
@@ -154,6 +157,7 @@ def test_anti_hermitian_ones():
     close(got, exact(S - S.T, v, 2.0), 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_grid_of_times(method: str):
     A, v = hermitian(), random(N, 2)
@@ -175,11 +179,13 @@ def test_pytrees():
     jax.tree.map(lambda x, y: close(x, y, 1e-13), got, expected)
 
 
+@pytest.mark.slow
 def test_a_real_function_and_a_complex_time():
     A, v = hermitian(dtype=float), random(N, dtype=float)
     close(expm_multiply(lambda x: jnp.asarray(A) @ x, v, 1j), exact(A, v, 1j), 1e-13)
 
 
+@pytest.mark.slow
 def test_the_default_is_chosen_by_what_is_known():
     default = lambda A, t: type(_default(padded(as_operator("A", A)), jnp.asarray(t)))
     H = hermitian()
@@ -200,6 +206,7 @@ def test_vmap(method: str):
 # Tolerances.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tol", [1e-4, 1e-8])
 def test_tolerances_bound_errors_and_save_products(tol: float):
     H, v = hermitian(40), random(40)
@@ -213,6 +220,7 @@ def test_tolerances_bound_errors_and_save_products(tol: float):
     assert error <= 1.1 * tol * np.linalg.norm(v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("z", [0.0, 0.1, 5.0, 40.0j, 300.0, 20 - 50j])
 def test_bernsteins_degree(z: Any):
     x = np.linspace(-1, 1, 999)
@@ -241,6 +249,7 @@ def test_the_thetas_are_those_of_the_paper():
 # What is known before a method starts.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["array", "bcoo", "traced pattern"])
 def test_entries(kind: str):
     A = sparse_matrix(6)
@@ -256,6 +265,7 @@ def test_entries(kind: str):
     np.testing.assert_allclose(columns, off.sum(0))
 
 
+@pytest.mark.slow
 def test_norms_and_bounds_of_functions():
     H = hermitian(60)
     w = np.linalg.eigvalsh(H)
@@ -266,6 +276,7 @@ def test_norms_and_bounds_of_functions():
     assert w[0] - 0.2 * width <= low <= w[0] and w[-1] <= high <= w[-1] + 0.2 * width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["array", "bcoo", "function"])
 def test_hermitian_or_not(kind: str):
     of = lambda A: adjoint_sign(padded(as_operator("A", KINDS[kind](A), like=random(N))))
@@ -276,6 +287,7 @@ def test_hermitian_or_not(kind: str):
     assert np.isnan(of(H))
 
 
+@pytest.mark.slow
 def test_products_in_slots():
     A, X = sparse_matrix(6)[:, :5], random(5, 3)
     P = padded(as_operator("A", bcoo(A)))
@@ -286,6 +298,7 @@ def test_products_in_slots():
         np.testing.assert_allclose(op.mm(Y[:, :1]), M @ Y[:, :1], atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex64])
 def test_derivatives_of_products_in_slots(dtype: Any):
     P = padded(as_operator("A", bcoo(sparse_matrix(4, dtype))))
@@ -294,6 +307,7 @@ def test_derivatives_of_products_in_slots(dtype: Any):
     cd.testing.check_rule(product, P.values, random(4, dtype=np.result_type(dtype, np.complex64)))
 
 
+@pytest.mark.slow
 def test_arnoldi():
     A, v = random(8, 8), jnp.asarray(random(8))
     Q, H, beta, norm = arnoldi(lambda x: jnp.asarray(A) @ x, v, 5)
@@ -328,6 +342,7 @@ def _of_hermitian(method: Action) -> Any:
     return lambda A, v, t: expm_multiply(A + jnp.conj(A.T), v, t, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
 @pytest.mark.parametrize("name", ["chebyshev", "taylor"])
 def test_against_finite_differences(name: str, dtype: Any):
@@ -336,18 +351,21 @@ def test_against_finite_differences(name: str, dtype: Any):
     cd.testing.check_rule(_of_hermitian(METHODS[name]), A, v, t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_anti_hermitian_ones_against_finite_differences(dtype: Any):
     f = lambda A, v, t: expm_multiply(A - jnp.conj(A.T), v, t, Chebyshev())
     cd.testing.check_rule(f, random(3, 3, dtype=dtype), random(3, dtype=dtype), 0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chebyshev", "taylor"])
 def test_second_derivatives(name: str):
     A, v = random(3, 3), random(3)
     cd.testing.check_rule(_of_hermitian(METHODS[name]), A, v, 0.5, modes=("hvp",))
 
 
+@pytest.mark.slow
 def test_derivatives_by_krylov_spaces():
     A, v = 0.3 * random(7, 7), random(7)
     f = lambda A, v, t: expm_multiply(A, v, t, Krylov(5))
@@ -361,6 +379,7 @@ def test_second_derivatives_by_krylov_spaces():
     cd.testing.check_rule(f, A, v, 0.8 + 0.2j, modes=("hvp",), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives_with_many_steps_and_columns():
     # 16 of Taylor's steps, more than are kept; not normal, and a complex time.
     S = bcoo(sparse_matrix(4))
@@ -371,12 +390,14 @@ def test_derivatives_with_many_steps_and_columns():
     cd.testing.check_rule(f, data, random(4, 2), 0.05 + 0.02j)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_grid_of_times_by_a_function():
     A, v = random(3, 3), random(3)
     f = lambda A, v, t: expm_multiply(lambda x: A @ x + jnp.conj(A.T) @ x, v, t, Chebyshev())
     cd.testing.check_rule(f, A, v, np.array([0.2, 0.5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_derivative_at_zero_and_at_an_eigenvector(name: str):
     # Where v alone would end the sum at once, its derivative needs all terms.
@@ -390,6 +411,7 @@ def test_the_derivative_at_zero_and_at_an_eigenvector(name: str):
         close(jax.vjp(f, v)[1](dv)[0], exact(A.T, dv), 1e-12)
 
 
+@pytest.mark.slow
 def test_a_loose_tolerance_has_the_derivatives_of_what_was_computed():
     H, v = hermitian(4), random(4)
     f = lambda A, v: expm_multiply(A + jnp.conj(A.T), v, 1j, Chebyshev(bounds=(-8, 8), tol=1e-2))
@@ -419,6 +441,7 @@ def _count_products(f: Any, *args: Any) -> int:
     return len(calls)
 
 
+@pytest.mark.slow
 def test_the_number_of_products():
     v = jnp.ones(50, complex)
     method = Chebyshev(bounds=(-1.0, 1.0))
@@ -430,6 +453,7 @@ def test_the_number_of_products():
     assert products(9j) <= 55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chebyshev", "taylor"])
 def test_memory_is_flat_in_the_degree(name: str):
     n = 2000

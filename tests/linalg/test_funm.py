@@ -80,6 +80,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("k", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_divided_differences_at_all_distances(name: str, k: int):
@@ -99,6 +100,7 @@ def test_divided_differences_at_all_distances(name: str, k: int):
     assert error.max() < 10**k * scale * np.finfo(float).eps
 
 
+@pytest.mark.slow
 def test_divided_differences_of_far_points_and_kinks():
     # What the integral's points miss, the quotient sees: a step, a kink, a pole between the points.
     x = jnp.array([[-1.0, -0.3], [1.0, 0.7]])
@@ -123,6 +125,7 @@ def test_against_scipy(dtype: Any):
         np.testing.assert_allclose(x, y, atol=100 * np.finfo(dtype).eps * np.max(np.abs(y)))
 
 
+@pytest.mark.slow
 def test_batches_and_vmap():
     H = _random(2, 3, 2, 2)
     got = funm(WAVE, jnp.asarray(H))
@@ -175,6 +178,7 @@ def test_a_real_gradient_of_the_dtype_of_the_matrix():
         np.testing.assert_allclose(g, g.conj().T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_where_jax_gives_nan():
     """TRAPS: `eigh` at degenerate eigenvalues, even inside a smooth function: NaN gradient."""
 
@@ -194,6 +198,7 @@ def test_where_jax_gives_nan():
 # Second derivatives.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLOSE)
 def test_second_derivatives_against_finite_differences(name: str):
     def f(H: Any, t: Any) -> jax.Array:
@@ -208,6 +213,7 @@ def _second(f: Callable, H: np.ndarray, E: np.ndarray, F: np.ndarray) -> np.ndar
     return f(np.block([[H, E, F, o], [o, H, o, F], [o, o, H, E], [o, o, o, H]]))[:3, -3:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, inner",
     [
@@ -264,6 +270,7 @@ def test_one_decomposition_for_value_and_gradient():
     assert program.as_text().count("@lapack_zheevd") == 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_derivatives():
     n = 24
     H = _random(n, n)

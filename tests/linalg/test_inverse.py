@@ -65,6 +65,7 @@ def _all(A: Any) -> Any:
     return inv(A), det(A), log, *([sign] if jnp.iscomplexobj(A) else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -91,6 +92,7 @@ def test_against_numpy_and_finite_differences(dtype: Any):
     cd.testing.check_rule(_all, A)
 
 
+@pytest.mark.slow
 def test_second_derivatives_against_finite_differences():
     cd.testing.check_rule(_all, _random(3, 3), modes=("hvp",))
 
@@ -123,6 +125,7 @@ def test_small_and_empty_shapes(shape: tuple[int, ...]):
         np.testing.assert_allclose(gradient, A.conj() / r * (1 + 1 / r - 1 / r**2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_vmap_along_any_axis():
     A = jnp.asarray(_random(3, 2, 3))
     loss = lambda A: sum(jnp.sum(jnp.abs(y)) for y in _all(A))
@@ -135,12 +138,14 @@ def test_vmap_along_any_axis():
         _close(gradient[:, k], expected[1], 1e-10)
 
 
+@pytest.mark.slow
 def test_the_phase_of_a_real_determinant_stays():
     A = _random(3, 3, dtype=np.float64)
     assert slogdet(A).sign in (-1, 1)
     _close(jax.grad(lambda A: slogdet(A).sign)(A), np.zeros((3, 3)))
 
 
+@pytest.mark.slow
 def test_determinants_at_the_edge_of_the_numbers():
     orders = list(itertools.permutations([1e-200, 1e-200, 1e300, 3j]))
     A = np.stack([np.diag(order) for order in orders])
@@ -174,6 +179,7 @@ def _derivatives(A: Any, E: Any, g: Any) -> Any:
     return *jax.jvp(along, (A,), (E,)), *jax.jvp(gradient, (A,), (E,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINGULAR)
 def test_derivatives_of_det_at_singular_matrices(name: str):
     A = SINGULAR[name]
@@ -187,6 +193,7 @@ def test_derivatives_of_det_at_singular_matrices(name: str):
     _close(of_gradient, g * D, size)
 
 
+@pytest.mark.slow
 def test_singular_beside_regular():
     # A matrix has the same gradient beside any other, and under vmap.
     A = jnp.stack([jnp.asarray(A, complex) for A in SINGULAR.values()])
@@ -197,11 +204,13 @@ def test_singular_beside_regular():
     _close(alone, _by_minors(np.asarray(A)), 1e-11)
 
 
+@pytest.mark.slow
 def test_singular_matrices_against_finite_differences():
     A = np.stack([SINGULAR["rank n - 1"], SINGULAR["rank n - 2"]])
     cd.testing.check_rule(det, A, modes=("jvp", "vjp", "hvp"))
 
 
+@pytest.mark.slow
 def test_the_rule_of_the_cofactors():
     # Second derivatives of det need no more than its tangent; it has both.
     cofactors = lambda A: _cofactors(A, _factorize(A))
@@ -231,6 +240,7 @@ def test_no_inverse_of_a_singular_matrix(dtype: Any):
         _raises(compiled, A.astype(dtype), "inv: A is singular to working precision")
 
 
+@pytest.mark.slow
 def test_which_inverse_there_is_not():
     A = jnp.stack([jnp.eye(4), SINGULAR["integers"]])
     message = r"inv: A is singular to working precision: changes .* by [0-9.]+e[+-][0-9]+ of"

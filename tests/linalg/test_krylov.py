@@ -61,6 +61,7 @@ def _report(A: Any, b: Any, solver: Any, **kwargs: Any) -> Any:
 QUICK = {(CG, np.complex64), (MINRES, np.float64), (GMRES, np.complex64)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver, dtype",
     [
@@ -74,6 +75,7 @@ def test_every_kind_of_right_side(solver: Any, dtype: Any):
     cd.testing.check_linear_solver(solver(rtol=rtol), _matrix(solver, dtype=dtype), rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [CG, GMRES, *(pytest.param(s, marks=pytest.mark.slow) for s in (MINRES, BiCGStab))]
 )
@@ -87,6 +89,7 @@ def test_derivatives(solver: Any):
     cd.testing.check_rule(f, A, b, modes=modes, pairing_rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [np.complex64, *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[:2])]
 )
@@ -97,6 +100,7 @@ def test_derivatives_in_the_other_dtypes(dtype: Any):
     cd.testing.check_rule(f, A, b, pairing_rtol=1e5 * eps)
 
 
+@pytest.mark.slow
 def test_real_matrix_and_complex_right_side():
     A, b = _matrix(GMRES, 3, np.float64), _random(3)
     f = lambda A, b: solve(A, b, GMRES(rtol=1e-14))
@@ -133,6 +137,7 @@ def test_bicgstab_takes_the_right_inner_product():
     assert code == Code.SUCCESS and iterations < 30
 
 
+@pytest.mark.slow
 def test_restarts():
     n = 30
     A, b = _matrix(GMRES, n) + 6 * np.eye(n), _random(n)
@@ -148,6 +153,7 @@ def test_vmap_over_matrices():
     np.testing.assert_allclose(f(A, b), np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_each_column_to_its_own_tolerance():
     A = _matrix(GMRES)
     b = _random(5, 2) * np.array([1.0, 1e-9])
@@ -165,6 +171,7 @@ def test_right_sides_whose_squares_vanish():
 # Preconditioners. With M = A one step is all, in either direction, and max_steps is an alarm.
 
 
+@pytest.mark.slow
 def test_the_adjoint_solve_keeps_its_preconditioner():
     # lineax's GMRES loses it (lineax #160).
     A, b = _matrix(GMRES), _random(5)
@@ -214,6 +221,7 @@ def test_preconditioners_of_each_method(solver: Any):
     np.testing.assert_allclose(A @ helped[0], b, atol=1.01e-9 * np.linalg.norm(b))
 
 
+@pytest.mark.slow
 def test_a_preconditioner_of_traced_values():
     # It has no derivative, and no derivative depends on it; it can be mapped and come from jit.
     A, b = _matrix(GMRES), _random(5)
@@ -277,6 +285,7 @@ def test_no_incomplete_factors(data: list[float]):
     assert np.all(np.isnan(x))
 
 
+@pytest.mark.slow
 def test_jacobi_of_sparse_and_dense():
     A, b = _tridiagonal(6), _random(6)
     sparse, dense = (
@@ -328,6 +337,7 @@ def test_products_with_a_matrix(solver: Any, per_step: int):
     assert len(calls) == per_step * int(report.iterations) + 1
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_vectors():
     n = 4096
     laplace = lambda x: 3 * x - jnp.roll(x, 1) - jnp.roll(x, -1)
@@ -344,6 +354,7 @@ def test_memory_is_a_few_vectors():
 # Failures.
 
 
+@pytest.mark.slow
 def test_errors_hold_the_reason_and_the_residual():
     A, b = _matrix(GMRES, 20), _random(20)
     message = r"limit of steps before its tolerance after 3 steps; relative residual \d"

@@ -46,6 +46,7 @@ SHAPES = {"tall": (4, 2), "wide": (2, 4), "square": (3, 3)}
 # Values.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mu", [0.0, -0.7])
 def test_values(shape: str, mu: float):
@@ -60,6 +61,7 @@ def test_values(shape: str, mu: float):
     np.testing.assert_allclose(by_lsmr, expected[0], atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: Any):
     A, b = _random(5, 3, dtype=dtype), _random(5, dtype=dtype)
@@ -73,6 +75,7 @@ def test_dtypes(dtype: Any):
     np.testing.assert_allclose(x, _solution(A.real, b + 1j), atol=100 * np.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 4), (4, 5)])
 def test_the_least_of_many_solutions(shape: tuple[int, int]):
     A, b = _of_rank(2, *shape), _random(shape[0])
@@ -93,6 +96,7 @@ def test_a_damping_that_is_traced_may_be_zero(shape: str):
         np.testing.assert_allclose(f(mu), _solution(A, b, mu), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_lsmr_beside_scipy():
     A = scipy.sparse.random_array((60, 20), density=0.1, rng=RNG) + scipy.sparse.eye_array(60, 20)
     b = RNG.normal(size=60)
@@ -106,6 +110,7 @@ def test_lsmr_beside_scipy():
     assert gradient <= 1e-10 * size * np.hypot(np.linalg.norm(r), 0.1 * np.linalg.norm(x))
 
 
+@pytest.mark.slow
 def test_operators_of_lineax():
     A, b = _random(4, 3), _random(4)
     operator = lx.FunctionLinearOperator(
@@ -118,6 +123,7 @@ def test_operators_of_lineax():
 # Derivatives.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_derivatives(shape: str):
     A, b = _random(*SHAPES[shape]), _random(SHAPES[shape][0])
@@ -132,6 +138,7 @@ def test_second_derivatives(shape: str):
     cd.testing.check_rule(lstsq, A, b, modes=("hvp",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["tall", "wide"])
 def test_derivatives_with_damping(shape: str):
     A, b = _random(*SHAPES[shape]), _random(SHAPES[shape][0])
@@ -161,6 +168,7 @@ def test_derivatives_at_a_rank_that_stays():
     cd.testing.check_rule(lambda L, R, b: lstsq(L @ R, b, solver=SVD(1e-8)), L, R, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_derivatives_of_lsmr(mu: float):
     place = jnp.array([[0, 0], [1, 1], [2, 0], [2, 1], [3, 0]])
@@ -175,6 +183,7 @@ def test_derivatives_of_lsmr(mu: float):
     cd.testing.check_rule(g, *arguments, pairing_rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_all():
     A, b, mu = _random(2, 4, 3), _random(2, 4), np.array([0.2, 0.9])
     loss = lambda A, b, mu: jnp.sum(jnp.abs(lstsq(A, b, mu)) ** 2)
@@ -191,6 +200,7 @@ def test_one_decomposition_for_value_and_gradient():
     assert program.count("@lapack_zgesdd") == 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_sparse_least_squares():
     n = 2000
     A = scipy.sparse.diags_array(
@@ -228,6 +238,7 @@ def test_errors():
         lstsq(A, b, solver=LSMR(rtol=1e-17))
 
 
+@pytest.mark.slow
 def test_no_number_comes_of_a_failure():
     A, b = _random(8, 6), _random(8)
     message = r"linalg\.lstsq: .* limit of steps .* after 2 steps; relative gradient \d"

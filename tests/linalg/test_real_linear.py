@@ -60,6 +60,7 @@ def test_every_form(of_A: str, of_B: str):
     np.testing.assert_allclose(x, _solution(A, B, c), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
 def test_dtypes(dtype: Any):
     A, B = 4 * np.eye(3, dtype=dtype) + _random(3, 3, dtype=dtype), _random(3, 3, dtype=dtype)
@@ -70,6 +71,7 @@ def test_dtypes(dtype: Any):
         np.testing.assert_allclose(x, _solution(A, B, c), rtol=200 * np.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 def test_columns_and_batches():
     A, B, c = 4 * np.eye(3) + _random(2, 3, 3), _random(3, 3), _random(3, 2)
     expected = np.stack([_solution(M, B, c) for M in A])
@@ -81,6 +83,7 @@ def test_columns_and_batches():
     np.testing.assert_allclose(real_linear_solve(A, None, c), np.linalg.solve(A, c), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_derivatives():
     A, B, c = 4 * np.eye(2) + _random(2, 2), _random(2, 2), _random(2)
     cd.testing.check_rule(real_linear_solve, A, B, c, modes=("jvp", "vjp", "hvp"))
@@ -93,11 +96,13 @@ def test_derivatives():
     np.testing.assert_allclose(g_B, -np.outer(g_c, x), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_derivatives_of_real_matrices():
     A, B, c = (4 * np.eye(2) + _random(2, 2)).real, _random(2, 2, dtype=np.float64), _random(2)
     cd.testing.check_rule(real_linear_solve, A, B, c)
 
 
+@pytest.mark.slow
 def test_derivatives_of_sparse_matrices():
     place = np.array([[0, 0], [1, 1], [2, 2], [0, 2], [1, 0]])
     a, b, c = 3 + _random(5), _random(5), _random(3)
@@ -109,6 +114,7 @@ def test_derivatives_of_sparse_matrices():
     cd.testing.check_rule(f, a, b, c)
 
 
+@pytest.mark.slow
 def test_pytrees_of_real_and_complex_leaves():
     # What the adjoint of an equation on mixed states needs; the matrix is told by its images.
     W, t = _random(3, 3), RNG.normal(size=3)
@@ -129,6 +135,7 @@ def test_pytrees_of_real_and_complex_leaves():
     cd.testing.check_rule(f, W, t, c, pairing_rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_complex_krylov_methods_are_wrong_here():
     n = 6
     A, B, c = 4 * np.eye(n) + _random(n, n), _random(n, n), _random(n)

@@ -118,6 +118,7 @@ def test_every_solver_in_every_dtype(name: str, dtype: Any):
     np.testing.assert_allclose(X, np.linalg.solve(A, B), rtol=1e4 * np.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @_mostly_slow("LU Tridiagonal Sparse KLU")
 def test_every_kind_of_operator(name: str):
     solver, A = _solver_named(name), _matrix(name)
@@ -136,6 +137,7 @@ def test_every_kind_of_operator(name: str):
         _close(A.conj().T, z, b)
 
 
+@pytest.mark.slow
 def test_the_conformance_check():
     check_linear_solver(L.Sparse(), scipy.sparse.csr_matrix(_matrix("Sparse", np.complex64)))
 
@@ -184,6 +186,7 @@ def test_batches_are_solved_one_by_one(name: str):
     np.testing.assert_allclose(nested, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_wider_precision_of_A_and_b_is_taken():
     A, b = _random(N, N, dtype=np.complex64), _random(N, dtype=np.float64, seed=1)
     for M in (A, scipy.sparse.csr_matrix(A), lx.MatrixLinearOperator(A)):
@@ -214,6 +217,7 @@ def test_systems_of_size_none_and_one():
 # Derivatives.
 
 
+@pytest.mark.slow
 @_mostly_slow("LU Cholesky Tridiagonal Sparse KLU")
 def test_the_rule(name: str):
     solver, A = _solver_named(name), _matrix(name)
@@ -238,6 +242,7 @@ def test_the_rule_for_a_sparse_matrix_and_columns():
     check_rule(jax.vmap(f), np.stack([A.data, 2j * A.data]), _random(2, N, 2, seed=1))
 
 
+@pytest.mark.slow
 def test_the_rule_for_factors_solved_three_times():
     def f(A, b):
         factors = factorize(A)
@@ -247,6 +252,7 @@ def test_the_rule_for_factors_solved_three_times():
     check_rule(f, _matrix("LU"), _random(N, seed=1))
 
 
+@pytest.mark.slow
 def test_a_real_matrix_takes_complex_columns_and_has_a_real_gradient():
     A, b = _matrix("LU", np.float64), _random(N, 2, seed=1)
     _close(A, solve(A, b), b)
@@ -258,6 +264,7 @@ def test_a_real_matrix_takes_complex_columns_and_has_a_real_gradient():
     assert gradient.dtype == np.float64
 
 
+@pytest.mark.slow
 def test_the_rule_for_operators_of_lineax():
     def f(lower, diagonal, upper, b):
         return solve(lx.TridiagonalLinearOperator(diagonal, lower, upper), b)
@@ -267,6 +274,7 @@ def test_the_rule_for_operators_of_lineax():
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_positive_definite_matrix_is_that_of_any_matrix():
     # jax.scipy.linalg.solve(assume_a="pos") is off by 85 % here; a gradient in a matrix that lineax was
     # told is positive semidefinite isn't Hermitian.
@@ -327,6 +335,7 @@ def test_the_default_solver():
         assert default_solver(matrix, as_operator("A", matrix)) == solver, (matrix, solver)
 
 
+@pytest.mark.slow
 def test_a_pattern_or_values_that_are_traced_say_nothing():
     seen = []
 
@@ -342,6 +351,7 @@ def test_a_pattern_or_values_that_are_traced_say_nothing():
     assert seen == [L.LU(), L.Sparse(), L.Diagonal()]
 
 
+@pytest.mark.slow
 def test_functions_of_pytrees_close_over_traced_values():
     b = {"u": _random(2), "v": _random(3, seed=1)}
 
@@ -354,6 +364,7 @@ def test_functions_of_pytrees_close_over_traced_values():
     check_rule(f, 0.3 + 0.1j, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["Diagonal", "lower", "upper", "Tridiagonal", "Banded", "Cholesky"]
 )
@@ -378,6 +389,7 @@ def test_entries_outside_of_the_structure_are_an_error(name: str):
 # Failures.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LU", "Tridiagonal"])
 def test_a_function_that_is_linear_over_the_reals_alone_is_refused(name: str):
     # lineax solves with another operator here, and reports success.
@@ -404,6 +416,7 @@ def _singular(name: str) -> np.ndarray:
     return A
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LU", "Tridiagonal", "Banded", "Sparse", "KLU"])
 def test_badly_scaled_is_not_singular(name: str):
     # A circuit has rows of 1e-12 siemens beside rows of 1e3.
@@ -418,6 +431,7 @@ def test_badly_scaled_is_not_singular(name: str):
     np.testing.assert_allclose(solve(A, A @ x, solver), x, rtol=1e-9)
 
 
+@pytest.mark.slow
 @_mostly_slow("LU QR Cholesky Tridiagonal Sparse", without="KLU")
 def test_a_singular_matrix_is_an_error(name: str):
     solver, A = SOLVERS[name], _singular(name)

@@ -103,6 +103,7 @@ def test_one_factorization_for_all_that_a_factorization_solves(calls: list[dict]
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_a_tangent_and_a_second_derivative_take_the_same_factors(calls: list[dict]):
     _, data, b, x_of = _problem()
     jax.jvp(x_of, (data, b), (data, b))
@@ -163,6 +164,7 @@ def test_the_residual_is_at_rounding():
     np.testing.assert_allclose(report.residual, residual, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_entries_in_any_order_and_several_at_one_place():
     A = _helmholtz(4)
     n, entries = A.shape[0], len(A.data)
@@ -192,6 +194,7 @@ def test_the_keys_of_a_large_pattern_do_not_overflow():
     assert list(np.flatnonzero(np.diff(pattern.indptr))) == [0, 5, n - 1]
 
 
+@pytest.mark.slow
 def test_nothing_dense_is_formed():
     n = 20_000
     diagonals = [np.ones(n - 1), 4 + 1j * np.ones(n), np.ones(n - 1)]

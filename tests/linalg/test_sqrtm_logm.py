@@ -84,6 +84,7 @@ SPECIAL = {
 }
 
 
+@pytest.mark.slow
 def test_against_scipy():
     of_type = lambda t: {k: A for k, A in SPECIAL.items() if np.iscomplexobj(A) == t}
     for special in (of_type(False), of_type(True)):
@@ -109,6 +110,7 @@ def test_against_scipy():
             np.testing.assert_allclose(forward.real, backward.real, rtol=0, atol=1e-13 * sum(sizes))
 
 
+@pytest.mark.slow
 def test_more_than_scipy_knows():
     # log (I + N) = N - N^2 / 2 + ..., whose powers end.
     N = 1e3 * np.triu(_random(4, 4), 1)
@@ -118,6 +120,7 @@ def test_more_than_scipy_knows():
         np.testing.assert_allclose(logm(jnp.array([[x]])), [[np.log(x)]], rtol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -147,12 +150,14 @@ def _unchecked(A: Any) -> Any:
     return _sqrtm._sqrtm(A, root), _logm._logm(A, factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [sqrtm, logm])
 def test_second_derivatives_against_finite_differences(f: Any):
     A = np.stack([_spread(3, 3) + 2 * np.eye(3), 3 * np.eye(3) + np.eye(3, k=1)])
     cd.testing.check_rule(f, A, modes=("hvp",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, inner",
     [
@@ -178,6 +183,7 @@ def test_every_second_derivative_of_the_logarithm(outer: Any, inner: Any):
 # Batches.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0, 0), (0, 2, 2), (2, 3, 1, 1)])
 def test_small_and_empty_shapes(shape: tuple[int, ...]):
     A = _random(*shape)
@@ -188,6 +194,7 @@ def test_small_and_empty_shapes(shape: tuple[int, ...]):
     _close(gradient, 1 / (2 * np.sqrt(A)) + 1 / A)
 
 
+@pytest.mark.slow
 def test_each_of_a_batch_alone_and_along_any_axis():
     A = np.stack([np.eye(3), 1e6 * _spread(3, 3)])
     E = _random(2, 3, 3)
@@ -210,6 +217,7 @@ def test_one_schur_form_for_value_and_gradient(f: Any):
     assert text.count("gees_ffi") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f, most", [(sqrtm, 20), (logm, 100)])
 def test_the_memory_of_a_gradient(f: Any, most: int):
     # Counted in matrices, and the same for any number of square roots: that is known at run time only.
@@ -239,6 +247,7 @@ def test_on_the_closed_negative_axis(dtype: Any, f: Any):
     _raises(f"{f.__name__}: A has the eigenvalue 0\\+0j", run, np.zeros((3, 3), dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [sqrtm, logm])
 def test_which_matrix_is_on_the_closed_negative_axis(f: Any):
     A = jnp.stack([jnp.eye(2), jnp.diag(jnp.array([1.0, -3.0]))])
@@ -249,6 +258,7 @@ def test_which_matrix_is_on_the_closed_negative_axis(f: Any):
     _raises(message, quick_jit(jax.grad(lambda A: f(A)[0, 0])), A[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_no_number_comes_of_nan_or_infinity(bad: float):
     A = np.stack([np.eye(2), np.eye(2)])

@@ -69,6 +69,7 @@ def test_the_pivot_of_each_left_vector_is_real_and_positive(dtype: Any):
 # Derivatives.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, dtype", [*(((4, 3), d) for d in DTYPES), ((3, 4), np.complex128), ((3, 3), np.float64)]
 )
@@ -82,6 +83,7 @@ def test_against_finite_differences(shape: tuple[int, ...], dtype: Any):
     cd.testing.check_rule(f, _with_values(*shape, [3.0, 1.5, 0.5], dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [(4, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES)]
 )
@@ -89,6 +91,7 @@ def test_second_derivatives_against_finite_differences(shape: tuple[int, ...]):
     cd.testing.check_rule(svd, _random(*shape), modes=("hvp",))
 
 
+@pytest.mark.slow
 def test_batches_and_vmap():
     A, dA = _random(3, 4, 2), _random(3, 4, 2)
     push = lambda A, dA: jax.jvp(svd, (A,), (dA,))
@@ -120,6 +123,7 @@ def test_small_singular_values_beside_large_ones():
     np.testing.assert_allclose(tangent, U @ K @ Vh, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_raw_vectors_agree_with_finite_differences():
     """TRAPS: `svd` raw vectors: a gauge choice, not comparable with finite differences."""
     A = _random(4, 2)
@@ -128,6 +132,7 @@ def test_raw_vectors_agree_with_finite_differences():
     cd.testing.check_rule(svd, A)
 
 
+@pytest.mark.slow
 def test_a_real_gradient_of_the_dtype_of_the_matrix():
     for dtype in (np.float32, np.complex64):
         loss = lambda A: jnp.sum(jnp.abs(svd(A).U + 1j * svd(A).S[None, :]) ** 3)
@@ -160,6 +165,7 @@ BLOCKS = {
 SLOW_BLOCKS = ("wide, the first two", "square, all", "beside two zeros")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(b, marks=pytest.mark.slow if b in SLOW_BLOCKS else ()) for b in BLOCKS],
@@ -170,6 +176,7 @@ def test_what_a_block_determines(name: str):
     cd.testing.check_rule(_of_block(lo, hi), _with_values(*shape, s), modes=("jvp", "vjp", *second))
 
 
+@pytest.mark.slow
 def test_no_second_derivative_beside_zeros_of_a_matrix_that_is_not_square():
     A = _with_values(4, 3, [2.0, 1.0, 0.0])
     first = lambda A: jnp.sum(jnp.abs(svd(A).U[0, 0]) ** 4)
@@ -178,6 +185,7 @@ def test_no_second_derivative_beside_zeros_of_a_matrix_that_is_not_square():
     assert not np.isfinite(second).any()
 
 
+@pytest.mark.slow
 def test_projectors_of_null_vectors():
     of = lambda A: _of_block(1, 3)(A)[:2]
     cd.testing.check_rule(of, _with_values(3, 3, [2.0, 0.0, 0.0]), modes=("jvp", "vjp", "hvp"))
@@ -189,6 +197,7 @@ def test_symmetric_functions_with_zeros():
     cd.testing.check_rule(lambda A: jnp.sum(svd(A).S ** 2), _with_values(4, 3, [1.0, 1.0, 0.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("A", [np.eye(3), np.zeros((3, 2))])
 def test_no_nan_where_the_block_is_not_told_apart(A: np.ndarray):
     """TRAPS of `eigh` at degenerate eigenvalues: `svd` has them too."""
@@ -198,6 +207,7 @@ def test_no_nan_where_the_block_is_not_told_apart(A: np.ndarray):
     assert np.isfinite(jax.jit(jax.grad(loss(svd)))(A)).all()
 
 
+@pytest.mark.slow
 def test_no_gradient_where_the_values_of_a_block_are_told_apart():
     A = jnp.asarray(_with_values(4, 3, [2.0, 1.0, 1.0]))
     by_parts = lambda A: (lambda U, S, Vh: ((U * S[None, :]) @ Vh)[0, 1].real)(*svd(A))
@@ -208,6 +218,7 @@ def test_no_gradient_where_the_values_of_a_block_are_told_apart():
 # What it costs, and what has no singular values.
 
 
+@pytest.mark.slow
 def test_a_derivative_takes_no_second_decomposition():
     A = _random(4, 3)
     out = block_svd(A)
@@ -221,6 +232,7 @@ def test_a_derivative_takes_no_second_decomposition():
         assert "svd" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex64])
 def test_no_number_comes_of_nan_or_infinity(dtype: Any):
     A = _random(3, 3, 2, dtype=dtype)

@@ -45,6 +45,7 @@ NONNORMAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NONNORMAL)
 def test_against_a_linear_system(name: str):
     A, B = NONNORMAL[name]
@@ -63,6 +64,7 @@ def test_against_a_linear_system(name: str):
     assert nearness / 30 < estimate < 30 * nearness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_finite_differences(dtype: Any):
     A, B, C = (_random(*shape, dtype=dtype) for shape in ((2, 3, 3), (2, 2, 2), (2, 3, 2)))
@@ -75,6 +77,7 @@ def test_against_finite_differences(dtype: Any):
     cd.testing.check_rule(sylvester, A, B, C)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_lyapunov_against_scipy_and_finite_differences(dtype: Any):
     A, Q = _random(3, 3, dtype=dtype) - 3 * np.eye(3, dtype=dtype), _random(3, 3, dtype=dtype)
@@ -86,12 +89,14 @@ def test_lyapunov_against_scipy_and_finite_differences(dtype: Any):
     cd.testing.check_rule(lyapunov, A, Q)
 
 
+@pytest.mark.slow
 def test_second_derivatives_against_finite_differences():
     A, B, C = _random(3, 3), _random(2, 2), _random(3, 2)
     both = lambda A, B, C: (sylvester(A, B, C), lyapunov(A, jnp.eye(3)))
     cd.testing.check_rule(both, A, B, C, modes=("hvp",))
 
 
+@pytest.mark.slow
 def test_types_and_batches_that_differ():
     A, B, C = _random(3, 1, 3, 3, dtype=np.float64), _random(2, 2), _random(2, 3, 2, dtype="f")
     X = sylvester(A, B, C)
@@ -103,6 +108,7 @@ def test_types_and_batches_that_differ():
         assert (got.shape, got.dtype) == (x.shape, x.dtype)
 
 
+@pytest.mark.slow
 def test_vmap_along_any_axis():
     A, B, C = _random(3, 2, 3), _random(2, 2), _random(3, 2, 2)
     loss = lambda A, C: jnp.sum(jnp.abs(sylvester(A, B, C)))
@@ -180,6 +186,7 @@ def test_singular_equations(dtype: Any):
         _raises("sylvester: the equation is singular to working precision", solve, A, B, C)
 
 
+@pytest.mark.slow
 def test_singular_equations_in_a_batch():
     A = np.stack([np.eye(2), np.diag([1j, 2])])
     with pytest.raises(RuntimeError, match=r"matrix \[1\] of the batch: lyapunov: the equation is"):
