@@ -68,6 +68,7 @@ def test_reversible_remembers_a_number_for_each_adaptive_step():
     assert 8 * 15000 <= many - few < 48 * 15000 < STATE * 15000 / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [cd.ode.Discrete(), cd.ode.Interpolated()])
 def test_no_more_than_recursive_checkpoints(adjoint):
     for max_steps in (1000, 16000):

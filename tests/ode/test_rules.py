@@ -49,6 +49,7 @@ def test_against_finite_differences(name: str):
     check_rule(f, Y0, TS, P, rtol=rtol, pairing_rtol=pairing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_equal_steps_are_differentiated_exactly(name: str):
     f = lambda h: lambda y0, ts, p: solve(y0, ts, p, adjoint=METHODS[name], stepsize=h).ys
@@ -57,7 +58,8 @@ def test_equal_steps_are_differentiated_exactly(name: str):
     check_rule(lambda ts: f(1.0)(Y0, ts, P), TS, rtol=1e-9)
 
 
-def test_an_implicit_solver_is_differentiated_exactly():
+d@pytest.mark.slow
+ef test_an_implicit_solver_is_differentiated_exactly():
     solver = diffrax.Kvaerno3(root_finder=optimistix.Newton(rtol=1e-12, atol=1e-12))
     f = lambda h: lambda y0, ts, p: solve(y0, ts, p, solver=solver, stepsize=h).ys
     check_rule(lambda y0, p: f(0.2)(y0, TS, p), Y0, P, rtol=1e-8)
@@ -78,6 +80,7 @@ def test_second_derivatives(name: str):
     check_rule(f, Y0, TS, P, modes=("vjp", "hvp"), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_batches_and_compilation(name: str):
     p = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), P)

@@ -34,7 +34,8 @@ def test_one_time_is_the_initial_state():
     )
 
 
-def test_dense_values_and_derivatives():
+d@pytest.mark.slow
+ef test_dense_values_and_derivatives():
     def value(w, t):
         return cd.ode.solve(ROTATION, 1 + 0j, [0.0, 3.0], w, dense=True, **TIGHT).evaluate(t)
 
@@ -73,6 +74,7 @@ def test_an_event_stops_the_solve():
     np.testing.assert_allclose(solution.ys, rotated(W, [0.0, 1.0, when]), atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint", [cd.ode.Discrete(), cd.ode.Interpolated(), cd.ode.ForwardSensitivity()]
 )
@@ -120,7 +122,8 @@ def test_running_cost():
     )
 
 
-def test_models_as_args_and_as_fields():
+d@pytest.mark.slow
+ef test_models_as_args_and_as_fields():
     class Model(eqx.Module):
         weight: jax.Array
         activation: object
