@@ -120,7 +120,6 @@ def check_convergence(problem, adjoint, rtols):
     assert last * gained < first, (rtols, first, last)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("problem, adjoint", cases(lambda *case: case in FAST))
 def test_errors_follow_the_tolerance(problem, adjoint: str):
     check_convergence(problem, adjoint, (1e-4, 1e-7))

@@ -44,8 +44,8 @@ def test_values_are_those_of_our_solve(t1):
     assert solution.stats["num_accepted_steps"] == ours.stats.steps
 
 
-d@pytest.mark.slow
-ef test_derivatives():
+@pytest.mark.slow
+def test_derivatives():
     f = lambda y0, p, t1: solve(y0, p, t1, cd.ode.Discrete()).ys
     cd.testing.check_rule(f, Y0, P, 1.0, rtol=1e-6)
 

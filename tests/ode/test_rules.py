@@ -58,8 +58,8 @@ def test_equal_steps_are_differentiated_exactly(name: str):
     check_rule(lambda ts: f(1.0)(Y0, ts, P), TS, rtol=1e-9)
 
 
-d@pytest.mark.slow
-ef test_an_implicit_solver_is_differentiated_exactly():
+@pytest.mark.slow
+def test_an_implicit_solver_is_differentiated_exactly():
     solver = diffrax.Kvaerno3(root_finder=optimistix.Newton(rtol=1e-12, atol=1e-12))
     f = lambda h: lambda y0, ts, p: solve(y0, ts, p, solver=solver, stepsize=h).ys
     check_rule(lambda y0, p: f(0.2)(y0, TS, p), Y0, P, rtol=1e-8)

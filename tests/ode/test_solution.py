@@ -34,8 +34,8 @@ def test_one_time_is_the_initial_state():
     )
 
 
-d@pytest.mark.slow
-ef test_dense_values_and_derivatives():
+@pytest.mark.slow
+def test_dense_values_and_derivatives():
     def value(w, t):
         return cd.ode.solve(ROTATION, 1 + 0j, [0.0, 3.0], w, dense=True, **TIGHT).evaluate(t)
 
@@ -122,8 +122,8 @@ def test_running_cost():
     )
 
 
-d@pytest.mark.slow
-ef test_models_as_args_and_as_fields():
+@pytest.mark.slow
+def test_models_as_args_and_as_fields():
     class Model(eqx.Module):
         weight: jax.Array
         activation: object
