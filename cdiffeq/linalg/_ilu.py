@@ -87,7 +87,8 @@ class ILU(Preconditioner):
     def _of_matrix(self, matrix: scipy.sparse.csc_array) -> Any:
         matrix.eliminate_zeros()
         # At an empty column SuperLU ends the process, by a division by a complex zero.
-        empty = any(np.any(matrix.count_nonzero(axis=axis) == 0) for axis in (0, 1))
+        n = matrix.shape[0]
+        empty = any(np.unique(index).size < n for index in matrix.nonzero())
         if empty or not np.all(np.isfinite(matrix.data)):
             return None
         try:
