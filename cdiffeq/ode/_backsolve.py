@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdiffeq.ode._flat import Layout
+from cdiffeq._flat import Layout
 from cdiffeq.ode._flow import Problem, require, tangent_of_steps
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march
 from cdiffeq.ode._method import AdjointMethod

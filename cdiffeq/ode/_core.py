@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from cdiffeq._flat import Layout, is_complex
 from cdiffeq.ode._dense import Dense
 from cdiffeq.ode._events import event_time
-from cdiffeq.ode._flat import Layout, is_complex
 from cdiffeq.ode._flow import Problem, flow
 from cdiffeq.ode._march import Code, Report
 from cdiffeq.ode._solution import Solution, Stats

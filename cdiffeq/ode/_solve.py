@@ -16,9 +16,9 @@ from jaxtyping import PyTree
 
 from cdiffeq._arrays import as_params, as_times
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
+from cdiffeq._flat import Layout, is_complex
 from cdiffeq.ode._core import Static, solve_with
 from cdiffeq.ode._discrete import Discrete
-from cdiffeq.ode._flat import Layout, is_complex
 from cdiffeq.ode._interpolated import Interpolated
 from cdiffeq.ode._march import Code, Stepping
 from cdiffeq.ode._method import AdjointMethod

@@ -1,8 +1,8 @@
 """A pytree of real and complex arrays as one flat real vector: all real parts, then all imaginary.
 
-diffrax is handed real vectors only. Implicit solvers then see the whole derivative of a function that
-isn't holomorphic, error norms and step sizes are those of real numbers, and states may mix real and
-complex leaves. The order is: real parts of complex leaves, their imaginary parts, real leaves.
+diffrax, optimistix and SciPy are handed real vectors only. Newton's method then sees the whole derivative of
+a function that isn't holomorphic, error norms and step sizes are those of real numbers, and states may mix
+real and complex leaves. The order is: real parts of complex leaves, their imaginary parts, real leaves.
 """
 
 from __future__ import annotations
