@@ -2,6 +2,7 @@
 
 from cdiffeq import linalg as linalg
 from cdiffeq import ode as ode
+from cdiffeq import plot as plot
 from cdiffeq import schrodinger as schrodinger
 from cdiffeq import testing as testing
 from cdiffeq import wirtinger as wirtinger
@@ -10,6 +11,7 @@ from cdiffeq.schrodinger import Hamiltonian as Hamiltonian
 from cdiffeq.schrodinger import Magnus as Magnus
 from cdiffeq.schrodinger import Result as Result
 from cdiffeq.schrodinger import constant as constant
+from cdiffeq.schrodinger import mesolve as mesolve
 from cdiffeq.schrodinger import modulated as modulated
 from cdiffeq.schrodinger import propagator as propagator
 from cdiffeq.schrodinger import pwc as pwc

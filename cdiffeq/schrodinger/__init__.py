@@ -7,6 +7,7 @@ from cdiffeq.schrodinger._hamiltonian import pwc as pwc
 from cdiffeq.schrodinger._hamiltonian import timecallable as timecallable
 from cdiffeq.schrodinger._magnus import Exponential as Exponential
 from cdiffeq.schrodinger._magnus import Magnus as Magnus
+from cdiffeq.schrodinger._mesolve import mesolve as mesolve
 from cdiffeq.schrodinger._sesolve import Result as Result
 from cdiffeq.schrodinger._sesolve import Stats as Stats
 from cdiffeq.schrodinger._sesolve import propagator as propagator

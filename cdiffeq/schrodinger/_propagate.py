@@ -47,7 +47,7 @@ class Product:
     - `meter`: a diffrax progress meter.
     """
 
-    generator: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], Complex[Array, "s n n"]]
+    generator: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], Inexact[Array, "s n n"]]
     saves: int
     block: int
     unitary: bool
@@ -59,13 +59,13 @@ class Product:
 def propagate(
     params: PyTree[Inexact[Array, "..."]],
     xs: PyTree[Inexact[Array, "steps ..."]],
-    psi: Complex[Array, "n batch"],
+    psi: Inexact[Array, "n batch"],
     fixed: PyTree[Array],
     slots: Int[Array, " steps"],
     blocks: int | Int[Array, ""],
     product: Product,
     meter_state: PyTree[Array],
-) -> tuple[Complex[Array, "saves n batch"], Real[Array, ""]]:
+) -> tuple[Inexact[Array, "saves n batch"], Real[Array, ""]]:
     """The saved states, and the number of the first step that isn't unitary though it should be.
 
     `slots[m]` is where the state after step m is saved, or `saves` where it isn't; `blocks` is how many

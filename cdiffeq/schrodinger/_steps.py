@@ -9,7 +9,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float, Int, PyTree, Real
+from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PyTree, Real
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._expm import exponential
@@ -119,9 +119,9 @@ class Chosen(NamedTuple):
 
 
 def choose_steps(
-    exponents: Callable[[PyTree[Any]], Complex[Array, "s n n"]],
+    exponents: Callable[[PyTree[Any]], Inexact[Array, "s n n"]],
     grid: Grid,
-    psi: Complex[Array, "n batch"],
+    psi: Inexact[Array, "n batch"],
     order: int,
     tolerances: Real[Array, "2"],
     max_steps: int,

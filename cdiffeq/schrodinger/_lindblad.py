@@ -1,0 +1,172 @@
+r"""The Lindblad equation, and its generator in real coordinates.
+
+    d rho/dt = -i [H, rho] + sum_j (L_j rho L_j^H - (L_j^H L_j rho + rho L_j^H L_j) / 2)
+             = K rho + rho K^H + sum_j L_j rho L_j^H,        K = -i H - sum_j L_j^H L_j / 2
+
+A Hermitian matrix is given by the real one ``R = Re rho + Im rho``, of which Re rho is the symmetric and
+Im rho the antisymmetric part, and ``<rho, sigma> = <R, S>``. In these coordinates the equation is
+``dR/dt = G R`` with a real matrix G of n^2 x n^2: from ``rho' = S rho``, with S_ijkl complex,
+
+    G_ijkl = Re S_ijkl + Im S_ijlk.
+
+Whatever is done with G keeps rho Hermitian, in a quarter of the operations that S takes; and since
+``sum_i G_iikl = 0``, any polynomial of G with p(0) = 1 keeps the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Inexact, PyTree
+
+from cdiffeq._errors import is_traced
+from cdiffeq.linalg._expm import adjoint
+from cdiffeq.schrodinger._grid import Grid
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian
+from cdiffeq.schrodinger._magnus import Scheme
+from cdiffeq.wirtinger._linear_map import hoist
+
+
+def to_real(rho: Complex[Array, "... n n"]) -> Float[Array, "... n n"]:
+    """The real coordinates R of a Hermitian matrix."""
+    return rho.real + rho.imag
+
+
+def to_density(R: Float[Array, "... n n"]) -> Complex[Array, "... n n"]:
+    """The Hermitian matrix of real coordinates R."""
+    Rt = jnp.swapaxes(R, -1, -2)
+    return jax.lax.complex((R + Rt) / 2, (R - Rt) / 2)
+
+
+def effective(H: Inexact[Array, "n n"], L: Inexact[Array, "j n n"]) -> Complex[Array, "n n"]:
+    """K = -i H - sum_j L_j^H L_j / 2."""
+    n = H.shape[-1]
+    stacked = L.reshape(-1, n)
+    return -1j * H - (adjoint(stacked) @ stacked) / 2
+
+
+def real_generator(
+    H: Inexact[Array, "n n"], L: Inexact[Array, "j n n"]
+) -> Float[Array, "n_squared n_squared"]:
+    """The matrix G, of the rows of R one after another."""
+    n = H.shape[-1]
+    K = effective(H, L)[None]
+    one = jnp.eye(n, dtype=K.dtype)[None]
+    left = jnp.concatenate([K, one, L.astype(K.dtype)])
+    right = jnp.concatenate([one, K, L.astype(K.dtype)]).conj()
+    S = jnp.einsum("aik,ajl->ijkl", left, right)
+    G = S.real + jnp.swapaxes(S.imag, -1, -2)
+    return G.reshape(n * n, n * n)
+
+
+def slope(
+    H: Inexact[Array, "n n"], L: Inexact[Array, "j n n"], rho: Complex[Array, "... n n"]
+) -> Complex[Array, "... n n"]:
+    """d rho/dt of Hermitian rho, without G: two matrix products of the stacked operators."""
+    n = H.shape[-1]
+    L = L.astype(rho.dtype)
+    # All of K rho, L_1 rho, L_2 rho ... at once; and then the sum over j as one inner product.
+    stacked = jnp.concatenate([effective(H, L).astype(rho.dtype)[None], L]).reshape(-1, n)
+    products = (stacked @ rho).reshape(*rho.shape[:-2], -1, n, n)
+    drift, jumped = products[..., 0, :, :], products[..., 1:, :, :]
+    jumped = jnp.swapaxes(jumped, -3, -2).reshape(*rho.shape[:-2], n, -1)
+    half = drift + jumped @ adjoint(L).reshape(-1, n) / 2
+    return half + adjoint(half)
+
+
+def as_jumps(jump_ops: Sequence[Any], n: int, name: str) -> list[Hamiltonian]:
+    """Jump operators as sums of terms; arrays become constant ones."""
+    if hasattr(jump_ops, "ndim") and jump_ops.ndim == 2 or isinstance(jump_ops, Hamiltonian):
+        raise TypeError(f"{name}: jump_ops must be a sequence of operators; put the one in a list.")
+    jumps = []
+    for i, op in enumerate(jump_ops):
+        try:
+            jump = as_hamiltonian(op)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: jump_ops[{i}]: {error}") from error
+        if jump.n != n:
+            raise ValueError(
+                f"{name}: jump_ops[{i}] must have shape ({n}, {n}) as H has; got ({jump.n}, {jump.n})."
+            )
+        jumps.append(jump)
+    return jumps
+
+
+def joined(H: Hamiltonian, jumps: Sequence[Hamiltonian]) -> Hamiltonian:
+    """All terms of H and of the jump operators in one list, for what needs their edges alone."""
+    return Hamiltonian(sum((jump.terms for jump in jumps), H.terms))
+
+
+def stack(matrices: Sequence[Array], n: int) -> Inexact[Array, "j n n"]:
+    """Matrices (n, n), perhaps none, as one array of their common dtype."""
+    if not matrices:
+        return jnp.zeros((0, n, n), jnp.float32)
+    dtype = jnp.result_type(*matrices)
+    return jnp.stack([matrix.astype(dtype) for matrix in matrices])
+
+
+def make_operators(
+    H: Hamiltonian, jumps: Sequence[Hamiltonian], grid: Grid, then: Callable[..., Any]
+) -> tuple[PyTree[Array], PyTree[Array], Callable[..., Any]]:
+    """A function (params, fixed, x) of one step's data, with its params and fixed arrays.
+
+    The data of a step is x = (time, size, amplitudes of the controls). What is computed from it is
+    ``then(operators, t, h)``, where ``operators(t)`` is (H, jump operators) at a time in the step. `params`
+    are matrices, the parameters of the terms' functions, and whatever real or complex arrays these close
+    over.
+    """
+    sums = [H, *jumps]
+    n = H.n
+    # The amplitudes of controls are data of the steps; of their terms only the matrix is left.
+    controlled = [[isinstance(term, Pwc) for term in h.terms] for h in sums]
+    bare = [[Constant(t.matrix) if isinstance(t, Pwc) else t for t in h.terms] for h in sums]
+    arrays, static = eqx.partition(bare, eqx.is_inexact_array)
+
+    def compute(arrays, x):
+        t, h, amplitudes = x
+        terms = eqx.combine(arrays, static)
+
+        def operators(t):
+            values = iter(amplitudes)
+            matrices = []
+            for group, controls in zip(terms, controlled, strict=True):
+                parts = [
+                    next(values) * term.matrix_at(t) if control else term.matrix_at(t)
+                    for term, control in zip(group, controls, strict=True)
+                ]
+                matrices.append(sum(parts[1:], parts[0]))
+            return matrices[0], stack(matrices[1:], n)
+
+        return then(operators, t, h)
+
+    number = grid.starts[0]
+    example = (number, number, [a[0] for a in grid.amplitudes])
+    pure, _, consts = hoist(compute, arrays, example)
+    # Numbers written in the functions are NumPy's, and have no derivative.
+    moving, fixed = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
+    fixed = jax.tree.map(jnp.asarray, fixed)
+
+    def function(params, fixed, x):
+        arrays, moving = params
+        return pure(eqx.combine(moving, fixed), arrays, x)
+
+    return (arrays, moving), fixed, function
+
+
+def exponents(scheme: Scheme, dtype: Any) -> Callable[..., Float[Array, "s n_squared n_squared"]]:
+    """For `make_operators`: h sum_i a_si G(t + c_i h), for each s."""
+
+    def then(operators, t, h):
+        nodes = jnp.asarray(scheme.nodes, h.dtype)
+        weights = jnp.asarray(scheme.weights, h.dtype)
+        if len(nodes) == 1:
+            G = real_generator(*operators(t + nodes[0] * h))[None]
+        else:
+            G = jax.vmap(lambda c: real_generator(*operators(t + c * h)))(nodes)
+        return (h * jnp.tensordot(weights, G, axes=1)).astype(dtype)
+
+    return then

@@ -1,0 +1,348 @@
+r"""The Lindblad master equation, d rho/dt = -i [H, rho] + sum_j D[L_j] rho, with hbar = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from cdiffeq._arrays import as_array, as_times, require_finite
+from cdiffeq._errors import is_traced, poison, raise_if
+from cdiffeq.ode._solve import solve
+from cdiffeq.schrodinger._grid import Grid, Order, make_grid, order_pins
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._lindblad import (
+    as_jumps,
+    exponents,
+    joined,
+    make_operators,
+    slope,
+    stack,
+    to_density,
+    to_real,
+)
+from cdiffeq.schrodinger._magnus import Exponential, Magnus
+from cdiffeq.schrodinger._propagate import Product, propagate
+from cdiffeq.schrodinger._sesolve import Result, Stats, _block_size, _method, _tolerances
+from cdiffeq.schrodinger._steps import choose_steps, equal_steps, step_data
+
+# Up to this dimension the generator is formed, a matrix of n^2 x n^2.
+LARGEST_FORMED = 12
+
+
+def mesolve(
+    H: Any,
+    jump_ops: Sequence[Any],
+    rho0: Any,
+    ts: Any,
+    *,
+    exp_ops: Sequence[Any] = (),
+    method: Exponential | Magnus | diffrax.AbstractSolver | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = 16384,
+    throw: bool = True,
+) -> Result:
+    r"""Solve ``d rho/dt = -i [H, rho] + sum_j (L_j rho L_j^H - {L_j^H L_j, rho} / 2)``.
+
+    >>> lower, T1 = np.array([[0.0, 1.0], [0.0, 0.0]]), 2.0
+    >>> result = cd.mesolve(np.zeros((2, 2)), [lower / np.sqrt(T1)], [0.0, 1.0], [0.0, 1.0])
+    >>> print(result.final_state.real.round(6))
+    [[0.393469 0.      ]
+     [0.       0.606531]]
+    >>> decay = lambda T1: cd.mesolve(0 * lower, [lower / jnp.sqrt(T1)], [0, 1.0], [0, 1.0]).final_state[1, 1]
+    >>> print(f"{jax.grad(lambda T1: decay(T1).real)(2.0):.6f}")
+    0.151633
+
+    **Arguments**
+
+    - `H`: a Hermitian Hamiltonian (see `constant`, `pwc`, `modulated`, `timecallable`) or a matrix (n, n),
+      in units of angular frequency.
+    - `jump_ops`: the operators L_j, a sequence, with the roots of their rates in them: ``sqrt(1 / T1) * a``
+      for decay, ``sqrt(2 / T_phi) * a^H a`` for pure dephasing. Matrices (n, n) or, where they change in
+      time, the same objects as H: ``cd.pwc(edges, sqrt_rates, a)``.
+    - `rho0`: initial density matrices (..., n, n), Hermitian, or one ket (n,) for ``|psi><psi|``; of any
+      trace. Matrices of QuTiP are taken, too.
+    - `ts`: times at which states are saved, (time,), ascending.
+    - `exp_ops`: matrices (n, n) whose expectation values ``tr(E rho)`` are wanted.
+    - `method`: `Exponential()`, an exponential of the generator for each piece, exact where H and the jump
+      operators are piecewise constant; `Magnus(order, steps)` where they vary smoothly in between; or an
+      explicit Runge-Kutta solver of diffrax, such as ``diffrax.Dopri8()``, which forms no matrix of
+      n^2 x n^2. By default the first two as in `sesolve` up to n = 12, and Tsit5 or, for rtol below 1e-6,
+      Dopri8 above.
+    - `rtol`, `atol`: the error of each saved state, in Frobenius norm, is kept below ``atol + rtol |rho|``
+      by adaptive `Magnus`; a Runge-Kutta solver keeps the error of each step below. By default 1e-8
+      in double, 1e-4 in single precision.
+    - `max_steps`: the most step sizes that are tried.
+    - `throw`: whether a failed solve raises; if not, it comes back with `success` False and NaN.
+
+    States are Hermitian exactly, keep their trace to rounding, and their eigenvalues are not below zero by
+    more than the tolerance. complex64 in, complex64 out.
+
+    **Returns** a `Result`: `.states` (time, ..., n, n), `.expects` (exp_op, ..., time), `.final_state`. Of
+    its `.stats`, `matvecs` counts evaluations of the equation's right side where no matrix is formed.
+
+    **Raises**, before the solve where values are known and as it runs where they are traced:
+    `ValueError` for shapes that don't fit, numbers that aren't finite, a rho0 or H(t) that isn't Hermitian,
+    times that don't ascend, or a method that doesn't suit; `RuntimeError` where `max_steps` is reached or a
+    number isn't finite.
+
+    **Derivatives**: jvp, vjp and second derivatives with respect to every matrix, amplitude, edge and
+    parameter in H and the jump operators, rho0 and ts. They are the exact derivatives of what was computed,
+    by adjoint equations: a costate sigma with ``d sigma/dt = - (K^H sigma + sigma K + sum L^H sigma L)``.
+    The gradient of rho0 is that within Hermitian matrices.
+
+    **Cost**: an exponential takes 5 + log2(|G| dt) products of real n^2 x n^2 matrices, its gradient about
+    three times as many. A Runge-Kutta stage takes 1 + 2 J products of n x n matrices for J jump operators.
+    **Memory** of a gradient: a number of states that grows as the square root of the steps; a
+    Runge-Kutta solver keeps a state at each edge, beside about 2 sqrt(max_steps) of them.
+
+    Source: G. Lindblad 1976, doi:10.1007/BF01608499; V. Gorini, A. Kossakowski and E. Sudarshan 1976,
+    doi:10.1063/1.522979. Real coordinates are those of the coherence vector.
+    """
+    H = as_hamiltonian(H)
+    n = H.n
+    jumps = as_jumps(jump_ops, n, "mesolve")
+    rho0 = _density("mesolve: rho0", rho0, n)
+    operators = as_observables("mesolve", exp_ops, n)
+    given, dtype = common_dtype(H, jumps, rho0)
+    ts = as_times(ts, jnp.finfo(dtype).dtype)
+    if not is_traced(ts) and ts[-1] < ts[0]:
+        raise ValueError("mesolve: ts must ascend: the equation can't be solved backward in time.")
+    rtol, atol = _tolerances(rtol, atol, 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4, given)
+    whole = joined(H, jumps)
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"mesolve: max_steps must be a positive integer, got {max_steps!r}.")
+    if method is None and n > LARGEST_FORMED:
+        method = diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
+    if not isinstance(method, diffrax.AbstractSolver):
+        method = _method(whole, method, rtol)
+
+    rho0 = jnp.asarray(rho0).astype(dtype)
+    result, failure = _solve(
+        H, jumps, rho0, ts, order_pins(whole, ts), operators.astype(dtype), (rtol, atol), method, max_steps
+    )  # fmt: skip
+    if throw:
+        return raise_if(result, ~result.success, _error, *failure)
+    return poison(result, ~result.success)
+
+
+@eqx.filter_jit
+def _solve(
+    H: Hamiltonian,
+    jumps: list[Hamiltonian],
+    rho0: Complex[Array, "... n n"],
+    ts: Float[Array, " time"],
+    pins: Order,
+    operators: Complex[Array, "exp_op n n"],
+    tolerances: tuple[float, float],
+    method: Exponential | Magnus | diffrax.AbstractSolver,
+    max_steps: int,
+) -> tuple[Result, tuple[Array, ...]]:
+    """The solve, and what goes into the message if it failed: (code, time, max_steps)."""
+    grid = make_grid(joined(H, jumps), ts, pins)
+    R0 = to_real((rho0 + _adjoint(rho0)) / 2)
+    if isinstance(method, diffrax.AbstractSolver):
+        R, stats, finished, reached = _runge_kutta(
+            H, jumps, R0, ts, grid, tolerances, method, max_steps
+        )
+    else:
+        R, stats, finished, reached = _exponentials(
+            H, jumps, R0, ts, grid, tolerances, method, max_steps
+        )
+    states = to_density(R)
+    expects = jnp.einsum("eij,t...ji->e...t", operators, states)
+    code, time = _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached)
+    return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
+
+
+def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
+    """Exponentials of the generator, in steps from pin to pin or adaptive ones."""
+    *batch, n, _ = R0.shape
+    R = R0.reshape(-1, n * n).T
+    scheme, per_step, saves = method.scheme, len(method.scheme.weights), len(ts)
+    params, fixed, generator = make_operators(H, jumps, grid, exponents(scheme, R.dtype))
+    silent = diffrax.NoProgressMeter()
+    if method.steps is None:
+        still = jax.lax.stop_gradient  # the sizes of the steps are held fixed in derivatives
+        held, held_grid = still(params), still(grid)
+        chosen, _ = choose_steps(
+            lambda x: generator(held, fixed, x), held_grid, still(R), scheme.order,
+            jnp.asarray(tolerances, R.dtype), max_steps, silent, None,
+        )  # fmt: skip
+        steps, finished, reached = chosen.steps, chosen.finished, chosen.time
+        empty = jnp.sum(grid.lengths == 0)
+        attempts, accepted = chosen.attempts - empty, steps.used - 2 * empty
+        rejected = attempts - accepted // 2
+    else:
+        steps, finished, reached = (
+            equal_steps(grid, method.steps),
+            jnp.asarray(True),
+            ts[-1],
+        )
+        attempts, accepted = 0, method.steps * jnp.sum(grid.lengths != 0)
+        rejected = 0
+
+    rows = len(steps.interval)
+    block = _block_size(rows, per_step, n * n)
+    product = Product(generator, saves, block, False, False, silent)
+    xs, slots = step_data(grid, steps.pad(-rows % block, beyond=len(grid.starts)), saves)
+    blocks = (steps.used + block - 1) // block
+    saved, _ = propagate(params, xs, R, fixed, slots, blocks, product, None)
+    exponentials = per_step * (accepted + 3 * attempts)
+    stats = Stats(
+        *(
+            jnp.asarray(a, jnp.int32)
+            for a in (accepted, rejected, exponentials, exponentials * R.shape[1])
+        )
+    )
+    return (
+        jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n, n),
+        stats,
+        finished,
+        reached,
+    )
+
+
+def _runge_kutta(H, jumps, R0, ts, grid, tolerances, solver, max_steps):
+    """`cd.ode.solve` from pin to pin, with two products of stacked n x n matrices for each stage."""
+    n = H.n
+
+    def field(t, R, operators):
+        H, jumps = operators
+        L = stack([jump(t) for jump in jumps], n)
+        return to_real(slope(H(t), L, to_density(R))).astype(R.dtype)
+
+    pins = grid.starts + grid.lengths
+    if grid.slices:
+        times, places = _either_side(pins), 2 * jnp.arange(len(pins))
+    else:
+        times, places = pins, jnp.arange(len(pins))
+    rtol, atol = tolerances
+    solution = solve(
+        field, R0, times, (H, jumps), solver=solver, rtol=rtol, atol=atol, max_steps=max_steps,
+        throw=False,
+    )  # fmt: skip
+    at = jnp.zeros(len(ts), jnp.int32).at[grid.slots].set(places.astype(jnp.int32), mode="drop")
+    done = solution.stats
+    stats = Stats(done.steps, done.rejected_steps, jnp.zeros((), jnp.int32), done.evaluations)
+    return solution.ys[at], stats, solution.success, ts[-1]
+
+
+def _either_side(pins: Float[Array, " p"]) -> Float[Array, " q"]:
+    """The pins, and before each but the first a time earlier by some units in the last place.
+
+    No step that ends before an edge then sees what holds after it, however its times are rounded. What
+    happens in between is of the size of rounding.
+    """
+    eps = jnp.finfo(pins.dtype).eps
+    gap = jax.lax.stop_gradient(8 * eps * jnp.max(jnp.abs(pins)))
+    before, after = pins[:-1], pins[1:]
+    earlier = jnp.where(after - gap > before, after - gap, before)
+    return jnp.concatenate([pins[:1], jnp.stack([earlier, after], axis=1).reshape(-1)])
+
+
+def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
+    """Zero for success, or what went wrong, and when."""
+    H, jumps, rho0, grid, ts, states, expects = jax.lax.stop_gradient(
+        (H, jumps, rho0, grid, ts, states, expects)
+    )
+    controls = joined(H, jumps).controls
+    increasing = jnp.all(
+        jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True)
+    )
+    middles = grid.starts + grid.lengths / 2
+    hermitian = jax.vmap(lambda t: is_hermitian(H(t)))(middles) | (grid.lengths == 0)
+    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
+    finite = at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
+    checks = [
+        (~jnp.all(jnp.diff(ts) >= 0), ts[0]), (~increasing, ts[0]), (~is_hermitian(rho0), ts[0]),
+        (~jnp.all(hermitian), middles[jnp.argmin(hermitian)]), (~finished, reached),
+        (~jnp.all(finite), ts[jnp.argmin(finite)]),
+    ]  # fmt: skip
+    code, time = jnp.zeros((), jnp.int32), ts[-1]
+    for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
+        code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
+    return code, time
+
+
+def _error(code: Any, time: Any, max_steps: Any) -> Exception:
+    """The exception of a failed solve; `code` as `_diagnose` numbers them."""
+    match int(code):
+        case 1:
+            return ValueError("mesolve: ts must ascend.")
+        case 2:
+            return ValueError("mesolve: the edges of a pwc term must increase.")
+        case 3:
+            return ValueError("mesolve: rho0 must be Hermitian, or a ket of shape (n,).")
+        case 4:
+            return ValueError(
+                f"mesolve: H(t) is not Hermitian at t = {float(time):.6g}. Decay belongs into jump_ops."
+            )
+        case 5:
+            return RuntimeError(
+                f"mesolve: the steps didn't get to the end within max_steps = {int(max_steps)} (those of "
+                f"Magnus came to t = {float(time):.6g}). Raise max_steps, loosen rtol and atol, or look "
+                "for a jump or infinity of H(t) (put times of jumps among ts)."
+            )
+        case _:
+            return RuntimeError(
+                f"mesolve: the state at t = {float(time):.6g} is not finite: H, jump_ops, rho0 or exp_ops "
+                "holds NaN or infinity, or the norm of the generator times the step is beyond floating "
+                "point."
+            )
+
+
+def is_hermitian(A):
+    """Whether A is Hermitian but for rounding."""
+    size = jnp.max(jnp.abs(A), initial=0)
+    return ~(jnp.max(jnp.abs(A - _adjoint(A)), initial=0) > 1e3 * jnp.finfo(A.dtype).eps * size)
+
+
+def _adjoint(A):
+    return jnp.conj(jnp.swapaxes(A, -1, -2))
+
+
+def as_observables(where: str, exp_ops: Sequence[Any], n: int) -> Array:
+    """The operators whose expectation values are wanted, (exp_op, n, n)."""
+    ops = [as_dense(f"{where}: exp_ops[{i}]", E) for i, E in enumerate(exp_ops)]
+    for i, E in enumerate(ops):
+        if E.shape != (n, n):
+            raise ValueError(
+                f"{where}: exp_ops[{i}] must have shape ({n}, {n}) as H has; got {E.shape}."
+            )
+        require_finite(f"{where}: exp_ops[{i}]", E)
+    return stack(ops, n)
+
+
+def common_dtype(H: Hamiltonian, jumps: Sequence[Hamiltonian], state: Any) -> tuple[Any, Any]:
+    """The complex dtype of the data as given, and the one that JAX computes in."""
+    given = state.dtype
+    kinds = [jax.eval_shape(h, jnp.zeros((), jnp.float32)).dtype for h in (H, *jumps)]
+    used = jnp.result_type(jax.dtypes.canonicalize_dtype(given), *kinds, jnp.complex64)
+    return jnp.promote_types(given, used), used
+
+
+def _density(name: str, rho: Any, n: int) -> Any:
+    """A density matrix of shape (..., n, n), of which a ket (n,) makes one."""
+    if hasattr(rho, "full") and hasattr(rho, "dims"):  # Qobj
+        rho = rho.full()
+        rho = rho[:, 0] if rho.shape[1] == 1 else rho
+    rho = rho if isinstance(rho, np.ndarray) or is_traced(rho) else as_array(name, rho)
+    shape = jnp.shape(rho)
+    if shape != (n,) and shape[-2:] != (n, n):
+        raise ValueError(
+            f"{name} must have shape (..., {n}, {n}), or ({n},) for a ket; got {shape}."
+        )
+    require_finite(name, rho)
+    if shape == (n,):
+        return rho[:, None] * rho.conj()[None, :]
+    if not is_traced(rho) and not is_hermitian(as_array(name, rho)):
+        raise ValueError(f"{name} must be Hermitian.")
+    return rho
