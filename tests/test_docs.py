@@ -14,6 +14,7 @@ def _with_code() -> list[Path]:
     return [page for page in sorted(DOCS.rglob("*.md")) if BLOCK.search(page.read_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", _with_code(), ids=lambda page: page.name)
 def test_blocks_run(page: Path):
     # One session for a page: a block may use what an earlier one has defined.

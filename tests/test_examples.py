@@ -286,6 +286,7 @@ def _path(field, z: complex, times: np.ndarray) -> np.ndarray:
     return solved.y[0] + 1j * solved.y[1]
 
 
+@pytest.mark.slow
 def test_neural_ode_solves_for_its_trajectories(neural_ode: ModuleType):
     times = neural_ode.TIMES
     net = neural_ode.Network(3, jax.random.key(1))

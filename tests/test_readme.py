@@ -15,6 +15,7 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_the_readme_shows():
     # A process of its own: a reader's interpreter has none of the settings of conftest.py.
     (program,), (shown,) = _blocks("python"), _blocks("text")

@@ -186,6 +186,7 @@ def test_norms_far_apart_in_one_batch():
             _close(value[i], _by_eigenvectors(A[i], E[i])[0], 1 + norm)
 
 
+@pytest.mark.slow
 def test_vmap_along_any_axis():
     A = jnp.asarray(_random(2, 4, 2))
     got = jax.vmap(expm, in_axes=1, out_axes=2)(A)
@@ -213,6 +214,7 @@ def _second(A: np.ndarray, E: np.ndarray, F: np.ndarray) -> np.ndarray:
     return _expm(np.block([[A, E, F, o], [o, A, o, F], [o, o, A, E], [o, o, o, A]]))[:3, -3:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, inner", [(jax.jacfwd, jax.jacrev), (jax.jacrev, jax.jacfwd), (jax.jacrev, jax.jacrev)]
 )

@@ -203,6 +203,7 @@ def test_the_wider_precision_of_A_and_b_is_taken():
         solve(function, b)
 
 
+@pytest.mark.slow
 def test_systems_of_size_none_and_one():
     solvers = [solver for name, solver in SOLVERS.items() if name != "KLU"]
     none, one = np.zeros((0, 0)), np.full((1, 1), 2.0)
@@ -474,6 +475,7 @@ def test_not_a_number_is_never_lost(name: str):
         solve(scipy.sparse.csr_matrix(A) * np.nan, b, solver)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_failed_solve_are_not_numbers():
     loss = lambda A: jnp.sum(solve(A, np.ones(N), throw=False)[0] ** 2)
     assert np.all(np.isnan(jax.grad(loss)(jnp.asarray(_singular("LU")))))

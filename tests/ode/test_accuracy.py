@@ -93,7 +93,6 @@ CASES = {
     LASER: ("Discrete", "Interpolated", "ForwardSensitivity"),
     TRIMER: ADJOINTS,
 }
-FAST = {(LINEAR, "Backsolve"), *((LANDAU, a) for a in ADJOINTS if a != "Backsolve")}
 
 
 def cases(chosen):
@@ -120,9 +119,8 @@ def check_convergence(problem, adjoint, rtols):
     assert last * gained < first, (rtols, first, last)
 
 
-@pytest.mark.parametrize("problem, adjoint", cases(lambda *case: case in FAST))
-def test_errors_follow_the_tolerance(problem, adjoint: str):
-    check_convergence(problem, adjoint, (1e-4, 1e-7))
+def test_errors_follow_the_tolerance():
+    check_convergence(LANDAU, "Discrete", (1e-4, 1e-7))
 
 
 @pytest.mark.slow
@@ -211,6 +209,7 @@ def test_a_field_of_nan():
 # Where diffrax itself goes wrong.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver, most",
     [
@@ -233,6 +232,7 @@ def test_implicit_steps_of_a_field_that_is_not_holomorphic(solver, most: int):
         assert relative(g[k], x) < BOUND[LANDAU] * rtol, k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ["Discrete", "Backsolve"])
 def test_complex_and_real_states_and_parameters(adjoint: str):
     # z' = i x z, x' = Re c + k, whose solution is known.
@@ -257,6 +257,7 @@ def test_complex_and_real_states_and_parameters(adjoint: str):
     jax.tree.map(same, got, expected)
 
 
+@pytest.mark.slow
 def test_implicit_euler():
     # Its gradient is of first order: the error halves with the step.
     def loss(p, h):
@@ -271,6 +272,7 @@ def test_implicit_euler():
     np.testing.assert_allclose(errors[1] / errors[0], 0.5, atol=0.1)
 
 
+@pytest.mark.slow
 def test_single_precision_stays():
     f = lambda t, z, w: 1j * w * z * jnp.abs(z) - t * z.conj()
 

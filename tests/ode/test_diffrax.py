@@ -32,6 +32,7 @@ def solve(y0, p, t1, adjoint, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t1", [1.0, -1.0])
 def test_values_are_those_of_our_solve(t1):
     solution = solve(Y0, P, t1, cd.ode.Discrete())
@@ -50,6 +51,7 @@ def test_derivatives():
     cd.testing.check_rule(f, Y0, P, 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_failure_is_diffraxs():
     solution = solve(Y0, P, 1.0, cd.ode.Discrete(), max_steps=3, throw=False)
     assert solution.result == diffrax.RESULTS.max_steps_reached

@@ -103,6 +103,7 @@ BLOWS_UP = lambda t, z, w: z**2  # infinite at t = 1 from z = 1
 NAN_LATER = lambda t, z, w: z * jnp.where(t > 0.5, jnp.nan, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "f, options, message",
     [
@@ -132,6 +133,7 @@ def test_traced_times_out_of_order():
         )
 
 
+@pytest.mark.slow
 def test_backsolve_says_by_how_much_it_drifted():
     def end(k, throw):
         adjoint = cd.ode.Backsolve()

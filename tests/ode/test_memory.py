@@ -48,6 +48,7 @@ def recursive_checkpoints(max_steps: int) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, options",
     [
@@ -63,6 +64,7 @@ def test_flat(adjoint, options):
     assert abs(many - few) < STATE
 
 
+@pytest.mark.slow
 def test_reversible_remembers_a_number_for_each_adaptive_step():
     few, many = (temporary(steps, cd.ode.Reversible()) for steps in (1000, 16000))
     assert 8 * 15000 <= many - few < 48 * 15000 < STATE * 15000 / 20
@@ -77,6 +79,7 @@ def test_no_more_than_recursive_checkpoints(adjoint):
     assert growth < 2 * (np.sqrt(16000) - np.sqrt(1000) + 2) * STATE + 48 * 15000
 
 
+@pytest.mark.slow
 def test_checkpoints_can_be_chosen():
     few, default = (
         temporary(16000, cd.ode.Interpolated(checkpoints=k)) for k in (1000, None)

@@ -40,6 +40,7 @@ def solve(y0, ts, p, **options):
     return cd.ode.solve(field, y0, ts, p, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_against_finite_differences(name: str):
     f = lambda *x: solve(*x, adjoint=METHODS[name]).ys
@@ -92,6 +93,7 @@ def test_batches_and_compilation(name: str):
             np.testing.assert_allclose(batched[key][i], single[key], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_single_precision():
     single = lambda x: x.astype(jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32)
     y0, ts, p = jax.tree.map(single, (Y0, TS, P))
@@ -103,6 +105,7 @@ def test_single_precision():
     assert g.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_the_discrete_adjoint_is_the_derivative_of_diffrax_steps():
     # The same equal steps by diffrax, in real and imaginary parts, differentiated step by step.
     weights = jnp.asarray(np.random.default_rng(0).normal(size=4))
@@ -130,6 +133,7 @@ def test_the_discrete_adjoint_is_the_derivative_of_diffrax_steps():
         np.testing.assert_allclose(g, e, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_are_differentiated_as_taken():
     # At a loose tolerance the solution is off by much more than the gradient's rounding: the gradient
     # is that of the steps. The steps, made again with their sizes held, are the independent answer.
@@ -155,6 +159,7 @@ def test_adaptive_steps_are_differentiated_as_taken():
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient_of_what_f_closes_over():
     A = jnp.array([[0.1, 1j], [1j, -0.2]])
     end = lambda A, args: (
@@ -169,6 +174,7 @@ def test_gradient_of_what_f_closes_over():
     assert np.max(np.abs(closed)) > 0.1
 
 
+@pytest.mark.slow
 def test_jumps_at_saved_times():
     # f jumps at t = 1, by exactly what the closed form says, and no step is wasted on it.
     f = lambda t, z, a: jnp.where(t < 1, 1j, a) * z

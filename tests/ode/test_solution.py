@@ -51,6 +51,7 @@ def test_dense_values_and_derivatives():
     np.testing.assert_allclose(reverse, [by_w.real, by_t.real], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_dense_is_nan_outside():
     solution = cd.ode.solve(ROTATION, 1 + 0j, [0.0, 3.0], W, dense=True, **TIGHT)
     assert np.isnan(solution.evaluate(jnp.array([-0.1, 3.1]))).all()
@@ -108,6 +109,7 @@ def test_an_event_before_a_singularity():
     np.testing.assert_allclose(solution.event_time, 0.75, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_running_cost():
     def run(w):
         cost = lambda t, z, w: {"z": z, "power": jnp.abs(z) ** 2}

@@ -133,6 +133,7 @@ def programs():
     )
 
 
+@pytest.mark.slow
 def test_the_good_problem_passes(programs):
     solve, gradient, silent, silent_gradient = programs
     result = solve(GOOD)

@@ -69,6 +69,7 @@ def only(p, method):
     return {key: jnp.asarray(x) for key, x in p.items() if key not in unused}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, is_hermitian",
     [
@@ -86,6 +87,7 @@ def test_states_and_expectation_values(method, is_hermitian: bool):
     check_rule(f, only(PROBLEM, method), modes=("jvp", "vjp"), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, is_hermitian",
     [
@@ -98,6 +100,7 @@ def test_second_derivatives(method, is_hermitian: bool):
     check_rule(f, only(PROBLEM, method), modes=("vjp", "hvp"), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_reverse_over_reverse_is_forward_over_reverse():
     p = only(PROBLEM, EXACT)
     direction = jax.tree.map(lambda x: _random_like(x), p)
@@ -122,6 +125,7 @@ def _random_like(x):
 # Closed forms.
 
 
+@pytest.mark.slow
 def test_amplitude_gradient_by_the_divided_difference():
     # dU/du_j = U_k ... U_{j+1} L(-i dt H_j, -i dt H1) U_{j-1} ... U_1, with SciPy's L.
     H0, H1 = hermitian(RNG, N), hermitian(RNG, N)
@@ -147,6 +151,7 @@ def test_amplitude_gradient_by_the_divided_difference():
     np.testing.assert_allclose(backward, 2 * (np.conj(value) * expected).real, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_driven_qubit_and_its_hessian():
     # H = eps cos(w t) sigma_x: <z> = cos(2 eps / w sin(w t))
     known = lambda p: jnp.cos(2 * p[0] / p[1] * jnp.sin(p[1] * p[2]))
@@ -165,6 +170,7 @@ def test_driven_qubit_and_its_hessian():
     np.testing.assert_allclose(hessian, jax.hessian(known)(p), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_rabi_in_single_precision():
     # P1 = W^2 / (W^2 + D^2) sin^2(sqrt(W^2 + D^2) t / 2)
     def known(p):
@@ -191,6 +197,7 @@ def test_rabi_in_single_precision():
 # Against autodiff through a scan of JAX's own exponential, in all the ways to run a product.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "slices, block, parallel, is_hermitian, n, batch",
     [(23, 5, False, True, 8, 1), (22, 7, True, True, 4, 2), (21, 2, False, False, 4, 2)],
@@ -260,6 +267,7 @@ def test_second_derivatives_in_blocks(monkeypatch, slices, parallel, is_hermitia
 # Adaptive steps.
 
 
+@pytest.mark.slow
 def test_adaptive_gradients_are_as_good_as_the_values():
     # The derivative of what was computed is that of the exact solution to about the tolerance.
     p = only(PROBLEM, "adaptive")
@@ -279,6 +287,7 @@ def test_adaptive_gradients_are_as_good_as_the_values():
 # Where derivatives are known to go wrong.
 
 
+@pytest.mark.slow
 def test_degenerate_matrices():
     # Zero, a multiple of one, eigenvalues 0 and 2, and what underflows; with and without a control.
     drifts = [np.zeros((2, 2)), np.eye(2), np.ones((2, 2)), np.diag([1e-160, 0.0])]
@@ -295,6 +304,7 @@ def test_degenerate_matrices():
     check_rule(f, *args, modes=("jvp", "vjp", "hvp"), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_dimension_and_no_time():
     def f(drift, u, w, psi0, ts):
         H = drift.real * jnp.eye(1) + cd.pwc([0.0, 1.0], u, np.eye(1))
@@ -343,6 +353,7 @@ def test_a_saved_time_on_an_edge():
     np.testing.assert_allclose(push(1.0, 1.0)[1], left, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_backward_time():
     p = only(PROBLEM, EXACT) | {"ts": jnp.asarray(PROBLEM["ts"][::-1].copy())}
     check_rule(lambda p: solve(p, EXACT).states, p, modes=("jvp", "vjp"), rtol=1e-8)
@@ -363,6 +374,7 @@ def test_vmap_of_gradients():
             np.testing.assert_allclose(m[i], g, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_propagator_gradient():
     p = dict(u=jnp.array([0.3, -0.8]), ts=jnp.array([0.1, 0.3, 1.0]))
     f = lambda p: cd.propagator(Z + cd.pwc([0.0, 0.5, 1.2], p["u"], X), p["ts"])

@@ -87,6 +87,7 @@ def test_order(order: int, steps: int):
     assert result.stats.rejected_steps == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_errors_are_below_the_tolerance(name: str):
     norms = np.linalg.norm(PSI, axis=-1)

@@ -39,6 +39,7 @@ def temporary(program) -> int:
     return program.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, hermitian",
     [
@@ -63,6 +64,7 @@ def test_no_trajectory_is_stored(method: str, hermitian: bool):
     assert max(np.prod([int(s) for s in shape.split(",")]) for shape in shapes) < many * N
 
 
+@pytest.mark.slow
 def test_checkpoints_grow_as_the_square_root(monkeypatch):
     # One step in a block, so that what is kept for each block shows.
     monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n: 1)

@@ -237,6 +237,7 @@ def test_inputs(H, psi0):
     assert result.states.dtype == jnp.complex128
 
 
+@pytest.mark.slow
 def test_against_qutip():
     H = [qutip.Qobj(H0), [qutip.Qobj(H2), lambda t: np.cos(3 * t**2)]]
     psi0 = qutip.Qobj(PSI[0]).unit()
@@ -248,6 +249,7 @@ def test_against_qutip():
     np.testing.assert_allclose(result.expects[0], expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dtype_follows_the_data():
     for psi, H, dtype in [
         (np.complex64, np.float32, jnp.complex64),
@@ -310,6 +312,7 @@ def test_special_matrices(H: cd.Hamiltonian, at: Callable):
     np.testing.assert_allclose(states, expected, atol=1e-13 * size)
 
 
+@pytest.mark.slow
 def test_one_dimension():
     H = cd.constant([[0.5]]) + cd.modulated(lambda t, p: jnp.cos(t), [[1.0]])
     psi = cd.sesolve(H, [2.0], [0.0, 1.5], rtol=1e-11, atol=1e-11).final_state
@@ -357,6 +360,7 @@ def test_hermitian_or_not_makes_no_difference_to_the_value():
 # Transformations of the value, and the progress meter.
 
 
+@pytest.mark.slow
 def test_jit_and_vmap():
     ts = jnp.array(TIMES["inside slices"])
 
@@ -376,6 +380,7 @@ def test_jit_and_vmap():
     np.testing.assert_allclose(many, one, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_vmap_over_adaptive_solves():
     def final(w):
         H = H0 + cd.modulated(chirp, H2, w)
@@ -388,6 +393,7 @@ def test_vmap_over_adaptive_solves():
         assert np.all(np.linalg.norm(got - expected, axis=-1) <= 1e-8 * 20)
 
 
+@pytest.mark.slow
 def test_progress_meter(capsys):
     H = cd.constant(H0) + cd.pwc(np.linspace(0, 1, 501), np.ones(500), H1)
     meter = diffrax.TextProgressMeter(minimum_increase=0.1)

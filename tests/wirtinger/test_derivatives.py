@@ -103,6 +103,7 @@ def test_mixed_trees_against_finite_differences():
         np.testing.assert_allclose(got, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_trees_nest_as_those_of_jacobian():
     params, x = _mixed_arguments()
     real_params = {"z": params["z"].real, "scale": params["scale"]}
