@@ -37,6 +37,36 @@ def as_params(params: PyTree[Any]) -> PyTree[Any]:
     return jax.tree.map(lambda p: jnp.asarray(p) if number(p) else p, params)
 
 
+def as_state(name: str, y: Any) -> PyTree[Inexact[Array, "..."]]:
+    """Unknowns of a solve: a pytree of real and complex floating arrays, finite, all of one precision."""
+    leaves = jax.tree_util.tree_leaves_with_path(y)
+    if not leaves:
+        raise ValueError(f"{name} holds no arrays.")
+    for path, leaf in leaves:
+        where = name + jax.tree_util.keystr(path)
+        if not isinstance(leaf, float | complex | np.ndarray | np.generic | jax.Array):
+            raise TypeError(
+                f"{where} must be a floating or complex array, got {type(leaf).__name__}."
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{where} must be floating or complex, got {jnp.result_type(leaf)}: make it so, for "
+                "example with .astype(float)."
+            )
+    # Weak types, of Python's numbers, would change between the state and what f returns.
+    y = jax.tree.map(lambda y: jax.lax.convert_element_type(jnp.asarray(y), jnp.result_type(y)), y)
+    widths = {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y)}
+    if len(widths) > 1 or np.finfo(widths.copy().pop()).bits < 32:
+        got = ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(y))
+        raise TypeError(
+            f"the leaves of {name} must all be of single or all of double precision; got {got}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        if not is_traced(leaf) and not np.all(np.isfinite(leaf)):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be finite, got {leaf}.")
+    return y
+
+
 def require_finite(name: str, a: Array | np.ndarray) -> None:
     """Refuses NaN and infinity, where the values of `a` are known."""
     if not is_traced(a) and not np.all(np.isfinite(a)):

@@ -7,14 +7,11 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optimistix
 from diffrax._root_finder import use_stepsize_tol
 from jaxtyping import PyTree
 
-from cdiffeq._arrays import as_params, as_times
+from cdiffeq._arrays import as_params, as_state, as_times
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq._flat import Layout, is_complex
 from cdiffeq.ode._core import Static, solve_with
@@ -96,7 +93,7 @@ def solve(
 
     Source: the steps are P. Kidger's diffrax (arXiv:2202.02435), on real and imaginary parts.
     """
-    y0 = _state(y0)
+    y0 = as_state("y0", y0)
     layout = Layout.of(y0)
     ts = as_times(ts, layout.dtype)
     _check_tolerances(rtol, atol, layout)
@@ -127,37 +124,6 @@ def solve(
     if throw:
         return raise_if(solution, ~solution.success, _error, *failure)
     return poison(solution, ~solution.success)
-
-
-def _state(y0: Any) -> Any:
-    leaves = jax.tree_util.tree_leaves_with_path(y0)
-    if not leaves:
-        raise ValueError("y0 holds no arrays.")
-    for path, leaf in leaves:
-        where = "y0" + jax.tree_util.keystr(path)
-        if not isinstance(leaf, float | complex | np.ndarray | np.generic | jax.Array):
-            raise TypeError(
-                f"{where} must be a floating or complex array, got {type(leaf).__name__}."
-            )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"{where} must be floating or complex, got {jnp.result_type(leaf)}: make it so, for "
-                "example with .astype(float)."
-            )
-    # Weak types, of Python's numbers, would change between the state and what f returns.
-    y0 = jax.tree.map(
-        lambda y: jax.lax.convert_element_type(jnp.asarray(y), jnp.result_type(y)), y0
-    )
-    widths = {np.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y0)}
-    if len(widths) > 1 or np.finfo(widths.copy().pop()).bits < 32:
-        got = ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(y0))
-        raise TypeError(
-            f"the leaves of y0 must all be of single or all of double precision; got {got}."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(y0):
-        if not is_traced(leaf) and not np.all(np.isfinite(leaf)):
-            raise ValueError(f"y0{jax.tree_util.keystr(path)} must be finite, got {leaf}.")
-    return y0
 
 
 def _check_tolerances(rtol: Any, atol: Any, layout: Layout) -> None:
