@@ -111,7 +111,7 @@ def draw(file, fs, times, counts, estimate, pulls):
     """Both chevrons as measured, two cuts through them with the fit, and the pulls."""
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    blue, red = "#0072B2", "#D55E00"  # Okabe and Ito's, as cividis is for colour-blind readers too
+    blue, red = cd.plot.COLORS[:2]
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), layout="constrained")
     delta, alpha, _ = estimate
     cuts = [np.argmin(np.abs(fs[0] - delta)), np.argmin(np.abs(fs[1] - delta - alpha / 2))]

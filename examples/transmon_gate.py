@@ -230,38 +230,32 @@ def usual_pulses(minimise_error, s: np.ndarray, mean: float, quick: bool):
         yield name, tuned, *history[-1], np.asarray(drag(p, s))
 
 
-def draw(file: Path, qubit: Qubit, samples, times, populations, history, rows) -> None:
+def draw(file: Path, qubit: Qubit, samples, times, states, history, rows) -> None:
     """The pulse, the populations that it drives and the convergence, side by side."""
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    # Okabe and Ito's colours, which colour-blind readers can tell apart, and a dash for each.
-    blue, red, green, purple, black = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
 
     edges = qubit.dt * np.arange(len(samples) + 1)
-    line = dict(baseline=None, lw=1.5)
-    left.stairs(samples.real, edges, color=blue, **line, label="Re $d$, in phase")
-    left.stairs(samples.imag, edges, color=red, **line, ls="--", label="Im $d$, in quadrature")
+    cd.plot.pulse(edges, samples, left, name="d", time_unit="ns", lw=1.5)
     name, tuned, *_, usual = rows[1]
     left.stairs(usual.real, edges, color="0.6", baseline=None, label=f"Re $d$ of {name} ({tuned})")
-    left.set(title="(a) designed pulse", xlabel="time (ns)", ylabel="drive amplitude / limit")
+    left.set(title="(a) designed pulse", ylabel="drive amplitude / limit")
     peak = max(np.max(np.abs(samples)), np.max(np.abs(usual)))
-    left.set(xlim=edges[[0, -1]], ylim=(None, 1.5 * peak))  # room for the legend
+    left.set(ylim=(None, 1.5 * peak))  # room for the legend
     left.legend(frameon=False, loc="upper left", borderaxespad=0)
     full = 1e3 * qubit.drive / (2 * np.pi)  # MHz
     rabi = left.secondary_yaxis("right", functions=(lambda d: d * full, lambda f: f / full))
     rabi.set_ylabel(r"Rabi frequency $\Omega d / 2\pi$ (MHz)")
     rabi.spines["right"].set_visible(True)
 
-    styles = [(blue, "-"), (red, "--"), (green, "-."), (purple, ":"), (black, (0, (1, 3)))]
-    for level, (population, (color, dash)) in enumerate(zip(populations, styles, strict=False)):
-        middle.semilogy(times, population, color=color, ls=dash, label=rf"$|{level}\rangle$")
-    middle.set(title=r"(b) starting in $|0\rangle$", xlabel="time (ns)", ylabel="population")
-    middle.set(xlim=edges[[0, -1]], ylim=(1e-13, 3))
+    cd.plot.populations(times, states, middle, time_unit="ns", log=True)
+    middle.set(title=r"(b) starting in $|0\rangle$", ylim=(1e-13, 3))
     middle.legend(ncols=2, loc="lower center", handlelength=1.6, columnspacing=1, edgecolor="none")
 
     error, leakage = np.array(history).T
+    blue, red = cd.plot.COLORS[:2]
     right.semilogy(error, color=blue, marker="o", ms=2.5, label="gate error")
     right.semilogy(leakage, color=red, ls="--", label="of which leakage")
     references = [(f"{qubit.device}, reported", qubit.gate_error)]
@@ -352,12 +346,11 @@ def main() -> int:
     states = cd.sesolve(hamiltonian(qubit, samples, more), np.eye(more)[:2], times).states
     print(f"\nLargest amplitude {np.max(np.abs(samples)):.3f} of the limit. "
           f"Designed error with {more} levels: {gate_error(states[-1].T)[0]:.1e}.")  # fmt: skip
-    populations = np.abs(states[:, 0, :levels].T) ** 2
     try:
         if given.samples is not None:
             columns = np.column_stack([qubit.dt * np.arange(count), samples.real, samples.imag])
             np.savetxt(given.samples, columns, header="start of the sample (ns), Re d, Im d")
-        draw(given.output, qubit, samples, times, populations, history, rows)
+        draw(given.output, qubit, samples, times, states[:, 0, :levels], history, rows)
     except OSError as problem:
         fail(f"can't write {problem.filename}: {problem.strerror}")
     print(f"Figure in {given.output}; {time.perf_counter() - began:.1f} s after the imports.")
