@@ -5,10 +5,16 @@ from cdiffeq.linalg._action_krylov import Krylov as Krylov
 from cdiffeq.linalg._action_taylor import Taylor as Taylor
 from cdiffeq.linalg._banded import Banded as Banded
 from cdiffeq.linalg._bicgstab import BiCGStab as BiCGStab
+from cdiffeq.linalg._bounds import is_hermitian as is_hermitian
+from cdiffeq.linalg._bounds import operator as operator
+from cdiffeq.linalg._bounds import spectral_bounds as spectral_bounds
 from cdiffeq.linalg._cg import CG as CG
 from cdiffeq.linalg._cholesky import cholesky as cholesky
 from cdiffeq.linalg._cholesky_solver import Cholesky as Cholesky
 from cdiffeq.linalg._diagonal import Diagonal as Diagonal
+from cdiffeq.linalg._diagonals import Diagonals as Diagonals
+from cdiffeq.linalg._diagonals import diagonals as diagonals
+from cdiffeq.linalg._diagonals import kron as kron
 from cdiffeq.linalg._eig import EigResult as EigResult
 from cdiffeq.linalg._eig import eig as eig
 from cdiffeq.linalg._eigh import EighResult as EighResult
@@ -23,6 +29,8 @@ from cdiffeq.linalg._inverse import Slogdet as Slogdet
 from cdiffeq.linalg._inverse import det as det
 from cdiffeq.linalg._inverse import inv as inv
 from cdiffeq.linalg._inverse import slogdet as slogdet
+from cdiffeq.linalg._kinetic import Grid as Grid
+from cdiffeq.linalg._kinetic import KineticPotential as KineticPotential
 from cdiffeq.linalg._klu import KLU as KLU
 from cdiffeq.linalg._logm import logm as logm
 from cdiffeq.linalg._lsmr import LSMR as LSMR

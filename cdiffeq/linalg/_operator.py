@@ -8,9 +8,10 @@ differentiated; whoever differentiates ``A x`` in them needs nothing else of A: 
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,8 +32,19 @@ class Operator(eqx.Module):
     """A linear map of vectors of n entries to vectors of m entries, C-linear.
 
     A kind of operator says how to apply itself (`mv`), what its adjoint is, its shape and its dtype. `mm`,
-    its action on several columns, may be given where it is faster than column by column.
+    its action on several columns, may be given where it is faster than column by column. `disc` says what it
+    knows of its spectrum.
+
+    Operators are pytrees. ``A + B``, ``A - B``, ``-A``, ``c * A`` and ``A / c`` are operators, for real and
+    complex numbers c; ``A @ x`` applies A to a state or a batch of states, (..., n); `transpose`, `conj` and
+    `adjoint` are what they are for matrices.
+
+    >>> X = cd.linalg.kron((2, 2), {0: [[0, 1], [1, 0]]})
+    >>> ((X - 2 * X.adjoint()) @ jnp.array([1.0, 0.0, 0.0, 0.0])).astype(int)
+    Array([ 0,  0, -1,  0], dtype=int64)
     """
+
+    __array_ufunc__ = None  # so that NumPy numbers and arrays leave + - * to us
 
     @property
     @abstractmethod
@@ -59,6 +71,158 @@ class Operator(eqx.Module):
     def to_dense(self) -> Inexact[Array, "m n"]:
         """The matrix of the map."""
         return self.mm(jnp.eye(self.shape[1], dtype=self.dtype))
+
+    def conj(self) -> Operator:
+        """The complex conjugate of A, entry by entry."""
+        return Conjugate(self)
+
+    def transpose(self) -> Operator:
+        """A^T."""
+        return self.adjoint().conj()
+
+    def disc(self) -> Disc | None:
+        """A disc that holds <x, A x> of all x of norm 1, if A knows one; without derivatives."""
+        return None
+
+    def __add__(self, other: Any) -> Operator:
+        return add(self, other)
+
+    def __radd__(self, other: Any) -> Operator:
+        return self if isinstance(other, int) and other == 0 else add(other, self)
+
+    def __sub__(self, other: Any) -> Operator:
+        return add(self, -as_operator("an operator", other))
+
+    def __rsub__(self, other: Any) -> Operator:
+        return add(other, -self)
+
+    def __neg__(self) -> Operator:
+        return self.scaled(jnp.asarray(-1.0, jnp.finfo(self.dtype).dtype))
+
+    def __mul__(self, factor: Any) -> Operator:
+        if jnp.ndim(factor) != 0:
+            raise TypeError(
+                f"An operator is multiplied by numbers, got an array of shape {jnp.shape(factor)}."
+            )
+        if isinstance(factor, int | float):  # as weak as a number is beside an array
+            factor = jnp.asarray(factor, jnp.finfo(self.dtype).dtype)
+        elif isinstance(factor, complex):
+            factor = jnp.asarray(factor, jnp.result_type(self.dtype, jnp.complex64))
+        return self.scaled(jnp.asarray(factor))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Operator:
+        return self * (1 / divisor)
+
+    def __matmul__(self, x: Any) -> Inexact[Array, "... m"]:
+        x = as_array("x", x)
+        if not x.shape or x.shape[-1] != self.shape[1]:
+            raise ValueError(
+                f"An operator of shape {self.shape} acts on states (..., {self.shape[1]}), got {x.shape}."
+            )
+        columns = self.mm(x.reshape(-1, x.shape[-1]).T)
+        return columns.T.reshape(*x.shape[:-1], self.shape[0])
+
+    def scaled(self, factor: Inexact[Array, ""]) -> Operator:
+        """factor A."""
+        return Sum((factor,), (self,))
+
+
+class Disc(NamedTuple):
+    """A disc of the complex plane; the center of a Hermitian operator's is real."""
+
+    center: Inexact[Array, ""]
+    radius: Float[Array, ""]
+
+
+class Conjugate(Operator):
+    """The complex conjugate of an operator that can't conjugate itself."""
+
+    A: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.A.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.A.dtype
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return jnp.conj(self.A.mv(jnp.conj(x)))
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        return jnp.conj(self.A.mm(jnp.conj(X)))
+
+    def adjoint(self) -> Operator:
+        return Conjugate(self.A.adjoint())
+
+    def conj(self) -> Operator:
+        return self.A
+
+    def disc(self) -> Disc | None:
+        disc = self.A.disc()
+        return disc and Disc(jnp.conj(disc.center), disc.radius)
+
+
+class Sum(Operator):
+    """sum_j c_j A_j."""
+
+    factors: tuple[Inexact[Array, ""], ...]
+    operators: tuple[Operator, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.operators[0].shape
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(*self.factors, *(A.dtype for A in self.operators))
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return self.mm(x[:, None])[:, 0]
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        terms = [c * A.mm(X) for c, A in zip(self.factors, self.operators, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    def adjoint(self) -> Sum:
+        return Sum(tuple(map(jnp.conj, self.factors)), tuple(A.adjoint() for A in self.operators))
+
+    def conj(self) -> Sum:
+        return Sum(tuple(map(jnp.conj, self.factors)), tuple(A.conj() for A in self.operators))
+
+    def scaled(self, factor: Inexact[Array, ""]) -> Sum:
+        return Sum(tuple(factor * c for c in self.factors), self.operators)
+
+    def disc(self) -> Disc | None:
+        discs = [A.disc() for A in self.operators]
+        known = [d for d in discs if d is not None]
+        return combined(self.factors, known) if len(known) == len(discs) else None
+
+
+def combined(factors: Sequence[Inexact[Array, ""]], discs: Sequence[Disc]) -> Disc:
+    """The disc of sum_j c_j A_j from those of the A_j."""
+    factors = jax.lax.stop_gradient(list(factors))
+    center = sum(c * d.center for c, d in zip(factors, discs, strict=True))
+    radius = sum(jnp.abs(c) * d.radius for c, d in zip(factors, discs, strict=True))
+    return Disc(jnp.asarray(center), jnp.asarray(radius))
+
+
+def add(A: Any, B: Any) -> Sum:
+    """A + B, in one flat sum."""
+    A, B = as_operator("an operator", A), as_operator("an operator", B)
+    if A.shape != B.shape:
+        raise ValueError(f"Operators of shapes {A.shape} and {B.shape} don't add.")
+    factors: list[Array] = []
+    operators: list[Operator] = []
+    for term in (A, B):
+        one = jnp.ones((), jnp.finfo(term.dtype).dtype)
+        part = term if isinstance(term, Sum) else Sum((one,), (term,))
+        factors.extend(part.factors)
+        operators.extend(part.operators)
+    return Sum(tuple(factors), tuple(operators))
 
 
 def apply(A: Operator, X: Inexact[Array, "n k"], adjoint: bool) -> Inexact[Array, "m k"]:
@@ -88,6 +252,18 @@ class Dense(Operator):
 
     def adjoint(self) -> Dense:
         return Dense(jnp.conj(self.matrix.T))
+
+    def conj(self) -> Dense:
+        return Dense(jnp.conj(self.matrix))
+
+    def scaled(self, factor: Inexact[Array, ""]) -> Dense:
+        return Dense(factor * self.matrix)
+
+    def disc(self) -> Disc:
+        A = jax.lax.stop_gradient(self.matrix)
+        d = jnp.diagonal(A)
+        off = jnp.abs(A - jnp.diag(d))
+        return gershgorin(d, jnp.sum(off, axis=1), jnp.sum(off, axis=0))
 
     def to_dense(self) -> Inexact[Array, "m n"]:
         return self.matrix
@@ -140,6 +316,71 @@ class Sparse(Operator):
             self.by_row,
             self.shape[::-1],
         )
+
+    def conj(self) -> Sparse:
+        return dataclasses.replace(self, data=jnp.conj(self.data))
+
+    def scaled(self, factor: Inexact[Array, ""]) -> Sparse:
+        return dataclasses.replace(self, data=factor * self.data)
+
+    def disc(self) -> Disc:
+        data, on = jax.lax.stop_gradient(self.data), self.row == self.column
+        total = lambda x, places: jax.ops.segment_sum(x, places, num_segments=self.shape[0])
+        off = jnp.where(on, 0, jnp.abs(data))
+        diagonal = total(jnp.where(on, data, 0), self.row)
+        return gershgorin(diagonal, total(off, self.row), total(off, self.column))
+
+
+def gershgorin(
+    diagonal: Inexact[Array, " n"], rows: Float[Array, " n"], columns: Float[Array, " n"]
+) -> Disc:
+    """A disc around <x, A x>, from A's diagonal and the sums of moduli of the other entries of rows and columns.
+
+    The sums of the rows and columns are averaged: those of the Hermitian part of exp(i phi) A for each phi.
+    """
+    low, high = bounding_box(diagonal)
+    center = (low + high) / 2
+    return Disc(center, jnp.max(jnp.abs(diagonal - center) + (rows + columns) / 2, initial=0))
+
+
+def bounding_box(x: Inexact[Array, "..."]) -> tuple[Array, Array]:
+    """The corners of the rectangle that holds the numbers x."""
+    if not jnp.iscomplexobj(x):
+        return jnp.min(x), jnp.max(x)
+    low = jax.lax.complex(jnp.min(x.real), jnp.min(x.imag))
+    return low, jax.lax.complex(jnp.max(x.real), jnp.max(x.imag))
+
+
+class Bounded(Operator):
+    """An operator with the bounds [low, high] of its spectrum, as the user knows them; it is Hermitian."""
+
+    A: Operator
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.A.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.A.dtype
+
+    def mv(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return self.A.mv(x)
+
+    def mm(self, X: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
+        return self.A.mm(X)
+
+    def adjoint(self) -> Bounded:
+        return Bounded(self.A.adjoint(), self.low, self.high)
+
+    def conj(self) -> Bounded:
+        return Bounded(self.A.conj(), self.low, self.high)
+
+    def disc(self) -> Disc:
+        low, high = jax.lax.stop_gradient((self.low, self.high))
+        return Disc((low + high) / 2, (high - low) / 2)
 
 
 def sparse(data: Any, row: Any, column: Any, shape: tuple[int, ...]) -> Sparse:
@@ -233,7 +474,7 @@ def from_real_parts(z: Float[Array, "..."], axis: int) -> Complex[Array, "..."]:
 
 def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
     """The operator that `A` stands for: an array (m, n), a matrix of `scipy.sparse`, a BCOO or BCSR matrix of
-    JAX, an operator of lineax, or a function of vectors that look like `like`.
+    JAX, a `Qobj` of QuTiP, an operator of lineax, or a function of vectors that look like `like`.
 
     What a function closes over becomes a parameter. Raises `TypeError` for anything else, for a function
     where nothing says what it acts on, and for one whose result isn't what it is given; `ValueError` for
@@ -241,6 +482,8 @@ def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
     """
     if isinstance(A, Operator):
         return A
+    if hasattr(A, "dims") and hasattr(A, "full"):  # of QuTiP
+        A = A.to("CSR").data.as_scipy()
     if scipy.sparse.issparse(A):
         A = A.tocoo()
         A.sum_duplicates()

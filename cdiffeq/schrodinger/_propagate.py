@@ -3,8 +3,8 @@ r"""Ordered products of exponentials acting on states, with their exact derivati
     psi_{m+1} = exp(X_m(p, x_m)) psi_m,     m = 0 ... M-1,      X_m = -i (Hermitian matrix)
 
 Every solve of the Schrödinger equation in this package comes down to this: a piecewise constant H gives
-one exponential for each piece, a commutator-free Magnus step a few. The *generator* ``(p, x_m) -> X``
-makes the exponents of one step from the parameters p that all steps share and the data x_m of its own.
+one exponential for each piece, a commutator-free Magnus step a few, a split one a few diagonal ones. The
+exponents of one step are made from the parameters p that all steps share and the data x_m of its own.
 
     tangent    dpsi_{m+1} = U_m dpsi_m + L(X_m, dX_m) psi_m
     adjoint    lambda_m = U_m^H lambda_{m+1} (+ the gradient of what was saved there)
@@ -15,11 +15,13 @@ rounding. Where H is Hermitian the adjoint pass recovers ``psi_m = U_m^H psi_{m+
 and stores no trajectory. Elsewhere that would be unstable, and states are kept at the square root of
 the number of blocks and computed again in between.
 
-The exponents are formed and exponentiated in blocks of steps, small enough to stay in the cache.
+How steps are taken, forward and backward, is a `Stepper`'s affair: `Product`, of small dense matrices, whose
+exponents are formed and exponentiated in blocks of steps that stay in the cache; others are in their own files.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -28,23 +30,60 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Inexact, Int, PyTree, Real
+from jaxtyping import Array, Inexact, Int, PyTree, Real
 
 from cdiffeq.linalg._expm import adjoint, expm_of, exponential
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Product:
-    """What is fixed about a product of exponentials, apart from its data.
+class Stepper:
+    """How a block of steps is taken, and taken back: all that `propagate` has to know about steps.
 
-    - `generator`: (params, fixed, x) -> (s, n, n), the s exponents of one step, the first to act first.
+    A dataclass with the fields
+
     - `saves`: how many states are saved; the last of them is the final state.
     - `block`: number of steps in a block; the number of steps is a multiple of it.
-    - `unitary`: whether the exponents are anti-Hermitian, and the steps can run backward.
-    - `parallel`: whether the products within a block are formed by a parallel scan (needs `unitary`).
+    - `unitary`: whether the steps are unitary, and can run backward.
     - `meter`: a diffrax progress meter.
+    """
+
+    saves: int
+    block: int
+    unitary: bool
+    meter: diffrax.AbstractProgressMeter
+
+    @abc.abstractmethod
+    def forward(
+        self, params: Any, fixed: Any, x: Any, psi: Inexact[Array, "n batch"]
+    ) -> tuple[Inexact[Array, "n batch"], Inexact[Array, "block n batch"], Real[Array, ""]]:
+        """The state after a block of steps of the data x, the states after each of its steps, and the
+        number of the first of them that isn't unitary though it should be, or infinity."""
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        params: Any,
+        fixed: Any,
+        x: Any,
+        psi: Inexact[Array, "n batch"],
+        lam: Inexact[Array, "n batch"],
+        jumps: Inexact[Array, "block n batch"],
+    ) -> tuple[Inexact[Array, "n batch"], Inexact[Array, "n batch"], Any, Any]:
+        """The state and the costate before a block, and the gradients of the params and of x.
+
+        `psi` is the state after the block where steps are unitary, and before it where they aren't; `lam`
+        is the costate after it, without `jumps`, what it gains after each step."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product(Stepper):
+    """Products of exponentials of small dense matrices, formed and exponentiated a block at a time.
+
+    - `generator`: (params, fixed, x) -> (s, n, n), the s exponents of one step, the first to act first.
+    - `parallel`: whether the products within a block are formed by a parallel scan (needs `unitary`).
+
+    The others are those of `Stepper`.
     """
 
     generator: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], Inexact[Array, "s n n"]]
@@ -54,8 +93,22 @@ class Product:
     parallel: bool
     meter: diffrax.AbstractProgressMeter
 
+    def forward(self, params, fixed, x, psi):
+        X = _exponents(self, params, fixed, x)
+        psis = _apply_all(expm_of(X, self.unitary), psi, self.parallel)
+        ends = psis[_per_step(X, self) - 1 :: _per_step(X, self)]
+        never = jnp.asarray(jnp.inf, psi.real.dtype)
+        return psis[-1], ends, _first_breach(X, self) if self.unitary else never
 
-@adjoint_rule(nondiff=("fixed", "slots", "blocks", "product", "meter_state"))
+    def backward(self, params, fixed, x, psi, lam, jumps):
+        exponents = lambda params, x: _exponents(self, params, fixed, x)
+        X, pull = pull_back(exponents, params, x)
+        exp = exponential(X, self.unitary)
+        befores, lams, psi, lam = _apply_all_back(exp.value, psi, lam, jumps, self)
+        return psi, lam, *pull(exp.adjoint_outer(lams, befores))
+
+
+@adjoint_rule(nondiff=("fixed", "slots", "blocks", "stepper", "meter_state"))
 def propagate(
     params: PyTree[Inexact[Array, "..."]],
     xs: PyTree[Inexact[Array, "steps ..."]],
@@ -63,27 +116,25 @@ def propagate(
     fixed: PyTree[Array],
     slots: Int[Array, " steps"],
     blocks: int | Int[Array, ""],
-    product: Product,
+    stepper: Stepper,
     meter_state: PyTree[Array],
 ) -> tuple[Inexact[Array, "saves n batch"], Real[Array, ""]]:
     """The saved states, and the number of the first step that isn't unitary though it should be.
 
     `slots[m]` is where the state after step m is saved, or `saves` where it isn't; `blocks` is how many
-    blocks of steps are run; `fixed` is what the generator needs beside its parameters.
+    blocks of steps are run; `fixed` is what the stepper needs beside its parameters.
     """
 
     def run(b, state):
         psi, saved, breach, meter_state = state
-        X = _exponents(product, params, fixed, _block(xs, b, product))
-        psis = _apply_all(expm_of(X, product.unitary), psi, product.parallel)
-        ends = psis[_per_step(X, product) - 1 :: _per_step(X, product)]
-        saved = saved.at[_block(slots, b, product)].set(ends, mode="drop")
-        if product.unitary:
-            breach = jnp.minimum(breach, b * product.block + _first_breach(X, product))
-        meter_state = product.meter.step(meter_state, (b + 1) / blocks)
-        return psis[-1], saved, breach, meter_state
+        psi, ends, first = stepper.forward(params, fixed, _block(xs, b, stepper), psi)
+        saved = saved.at[_block(slots, b, stepper)].set(ends, mode="drop")
+        if stepper.unitary:
+            breach = jnp.minimum(breach, b * stepper.block + first)
+        meter_state = stepper.meter.step(meter_state, (b + 1) / blocks)
+        return psi, saved, breach, meter_state
 
-    saved = jnp.zeros((product.saves, *psi.shape), psi.dtype)
+    saved = jnp.zeros((stepper.saves, *psi.shape), psi.dtype)
     breach = jnp.asarray(jnp.inf, psi.real.dtype)
     _, saved, breach, _ = jax.lax.fori_loop(0, blocks, run, (psi, saved, breach, meter_state))
     return saved, breach
@@ -92,15 +143,15 @@ def propagate(
 @propagate.def_tangent
 def _tangent(args, out, dargs):
     # In forward mode the derivative of the program is the tangent equation: expm has its own rule.
-    *diff, fixed, slots, blocks, product, _ = args
-    silent = dataclasses.replace(product, meter=diffrax.NoProgressMeter())
+    *diff, fixed, slots, blocks, stepper, _ = args
+    silent = dataclasses.replace(stepper, meter=diffrax.NoProgressMeter())
     program = lambda *diff: propagate.primal(*diff, fixed, slots, blocks, silent, None)
     return jax.jvp(program, tuple(diff), dargs[:3])[1]
 
 
 @propagate.def_adjoint
 def _adjoint(args, out, g):
-    params, xs, psi, fixed, slots, blocks, product, _ = args
+    params, xs, psi, fixed, slots, blocks, stepper, _ = args
     g_saved, _ = g
     end = out[0][-1]
     # NaN of a failed solve must reach all gradients, also where no step ever came to save a state.
@@ -111,17 +162,14 @@ def _adjoint(args, out, g):
     def run_back(b, psi, state):
         """One block backward; psi is its final state where steps are unitary, else its initial one."""
         lam, g_params, g_xs = state
-        exponents = lambda params, x: _exponents(product, params, fixed, x)
-        X, pull = pull_back(exponents, params, _block(xs, b, product))
-        exp = exponential(X, product.unitary)
-        jumps = g_saved.at[_block(slots, b, product)].get(mode="fill", fill_value=0)
-        befores, lams, psi, lam = _apply_all_back(exp.value, psi, lam, jumps, product)
-        g_p, g_x = pull(exp.adjoint_outer(lams, befores))
+        jumps = g_saved.at[_block(slots, b, stepper)].get(mode="fill", fill_value=0)
+        x = _block(xs, b, stepper)
+        psi, lam, g_p, g_x = stepper.backward(params, fixed, x, psi, lam, jumps)
         g_params = jax.tree.map(jnp.add, g_params, g_p)
-        return psi, (lam, g_params, _set_block(g_xs, g_x, b, product))
+        return psi, (lam, g_params, _set_block(g_xs, g_x, b, stepper))
 
     state = zeros((psi, params, xs))
-    if product.unitary:
+    if stepper.unitary:
 
         def back(i, carry):
             psi, state = carry
@@ -129,10 +177,8 @@ def _adjoint(args, out, g):
 
         _, state = jax.lax.fori_loop(0, blocks, back, (end, state))
     else:
-        forward = lambda b, psi: _apply_all(
-            expm_of(_exponents(product, params, fixed, _block(xs, b, product)), False), psi, False
-        )[-1]
-        state = _checkpointed(forward, run_back, psi, state, blocks, len(slots) // product.block)
+        forward = lambda b, psi: stepper.forward(params, fixed, _block(xs, b, stepper), psi)[0]
+        state = _checkpointed(forward, run_back, psi, state, blocks, len(slots) // stepper.block)
     lam, g_params, g_xs = state
     return g_params, g_xs, lam
 
