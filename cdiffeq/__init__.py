@@ -1,6 +1,8 @@
 """Adjoint rules of their own for solvers of complex-valued equations, in JAX."""
 
+from cdiffeq import fit as fit
 from cdiffeq import implicit as implicit
+from cdiffeq import interop as interop
 from cdiffeq import linalg as linalg
 from cdiffeq import ode as ode
 from cdiffeq import plot as plot
