@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import gammaln, xlogy
 
-from cdiffeq._errors import is_traced
-from cdiffeq.schrodinger._hamiltonian import as_dense
+from cdiffeq import _errors
+from cdiffeq.schrodinger import _hamiltonian
 
 # Blue, vermilion, green, purple, orange, light blue, black: Okabe and Ito's, without their yellow, which is
 # too light for a line on white.
@@ -390,9 +390,9 @@ def _label(name: str, unit: str | None) -> str:
 
 def _array(function: str, name: str, a: Any) -> np.ndarray:
     """`a` in NumPy, floating or complex and finite."""
-    if is_traced(a):
+    if _errors.is_traced(a):
         raise TypeError(f"{function}: {name} is traced: draw outside of jax.jit, grad and vmap.")
-    array = np.asarray(as_dense(f"{function}: {name}", a))
+    array = np.asarray(_hamiltonian.as_dense(f"{function}: {name}", a))
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{function}: {name} must be finite.")
     return array
