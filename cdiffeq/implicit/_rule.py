@@ -8,8 +8,8 @@ In complex numbers the adjoint's system is ``A^H w + B^T conj(w) = g`` with A = 
 derivative is taken of the algorithm, and the point where it began has none. A minimum of L(z, p) is a root of
 F = dL/dz, whose J is the Hessian.
 
-z is known to the tolerances only. Where J isn't regular all over that neighbourhood the root has no
-derivative that could be known, and asking for one is an error.
+z is known to the tolerances only, and to the rounding errors of F. Where J isn't regular all over that
+neighbourhood the root has no derivative that could be known, and asking for one is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from cdiffeq._errors import poison, raise_if
 from cdiffeq._flat import Layout
 from cdiffeq.implicit._jacobian import Equations, linearise
-from cdiffeq.implicit._method import Options, largest
+from cdiffeq.implicit._method import Options
 from cdiffeq.linalg._arnoldi import two_norm
 from cdiffeq.linalg._solve import factorize
 from cdiffeq.linalg._solver import REASONS, Code
@@ -86,7 +86,8 @@ def _tangent(args, out, dargs):
     _, J = linearise(lambda z: F(z, params), z)
     dz, solved = factorize(J, problem.options.linear_solver).solve(b, throw=False)
     along = lambda y: jax.jvp(lambda z: F(z, params), (y,), (dz,))[1]
-    lost = _moves(along, z, dz, b, problem)
+    error = _error_of(lambda z: F(z, params), z, dz, b, problem)
+    lost = two_norm(_moved(along, z, dz, error)) > _KNOWN * two_norm(b)
     dz = _require(problem, dz, _finite(b) & ((solved.code != Code.SUCCESS) | lost))
     return dz, jax.tree.map(jnp.zeros_like, report)
 
@@ -100,9 +101,11 @@ def _adjoint(args, out, g):
     solve = factorize(J, problem.options.linear_solver).solve_transposed
     w, solved = solve(g[0], throw=False)
     along = lambda y: pull_back(lambda z: F(z, params), y)[1](w)[0]
+    error = _error_of(lambda z: F(z, params), z, w, g[0], problem)
     # J^T w moves most along a direction that no one knows; two steps of a power iteration come close.
-    first = along(z + _ball(z, w, problem)) - along(z)
-    lost = _moves(along, z, w, g[0], problem) | _moves(along, z, first, g[0], problem)
+    first = _moved(along, z, w, error)
+    moved = jnp.maximum(two_norm(first), two_norm(_moved(along, z, first, error)))
+    lost = moved > _KNOWN * two_norm(g[0])
     w = _require(problem, w, _finite(g[0]) & ((solved.code != Code.SUCCESS) | lost))
     _, pull = pull_back(lambda p: F(z, p), params)
     return (pull(-w)[0],)
@@ -112,18 +115,21 @@ def _adjoint(args, out, g):
 _KNOWN = 0.1
 
 
-def _moves(
-    along: Equations, z: Array, direction: Array, b: Array, problem: Problem
-) -> Bool[Array, ""]:
-    """Whether J x, or J^T x, of a solved system with the right side b, isn't known near z."""
-    moved = along(z + _ball(z, direction, problem)) - along(z)
-    return two_norm(moved) > _KNOWN * two_norm(b)
+def _error_of(F: Equations, z: Array, x: Array, b: Array, problem: Problem) -> Float[Array, ""]:
+    """How far off z may be, where J x = b, or J^T x = b, is solved: J is as small as |b| / |x|."""
+    few = 4 * jnp.finfo(z.dtype).eps * jnp.asarray([-2.0, -1.0, 1.0], z.dtype)
+    f = F(z)
+    rounding = jnp.max(jax.vmap(lambda h: two_norm(F(z + h * z) - f))(few))
+    size = two_norm(b)
+    return problem.options.tolerance(z) + rounding * two_norm(x) / jnp.where(size == 0, 1, size)
 
 
-def _ball(z: Array, direction: Array, problem: Problem) -> Float[Array, " N"]:
-    """`direction`, as long as the error that z may have."""
-    size = largest(direction)
-    return problem.options.tolerance(z) * direction / jnp.where(size == 0, 1, size)
+def _moved(
+    along: Equations, z: Array, direction: Array, error: Float[Array, ""]
+) -> Float[Array, " N"]:
+    """By how much `along` changes where z is off by `error` in that direction."""
+    size = two_norm(direction)
+    return along(z + error * direction / jnp.where(size == 0, 1, size)) - along(z)
 
 
 def _finite(b: Array) -> Bool[Array, ""]:
