@@ -16,7 +16,7 @@ Whatever is done with G keeps rho Hermitian, in a quarter of the operations that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -63,24 +63,53 @@ def real_generator(
     return G.reshape(n * n, n * n)
 
 
-def slope(
-    H: Inexact[Array, "n n"], L: Inexact[Array, "j n n"], rho: Complex[Array, "... n n"]
-) -> Complex[Array, "... n n"]:
-    """d rho/dt of Hermitian rho, without G: two matrix products of the stacked operators."""
+class Unformed(NamedTuple):
+    """A generator of which no matrix is formed: K and L_j stacked, times a time h, and the L_j^H stacked."""
+
+    left: Complex[Array, "k n"]
+    right: Complex[Array, "m n"]
+
+
+def unformed(H: Inexact[Array, "n n"], L: Inexact[Array, "j n n"], h: Any = 1) -> Unformed:
+    """The generator, times h."""
     n = H.shape[-1]
-    L = L.astype(rho.dtype)
+    K = effective(H, L)
+    L = L.astype(K.dtype)
+    return Unformed(h * jnp.concatenate([K, L.reshape(-1, n)]), adjoint(L).reshape(-1, n))
+
+
+def apply_unformed(G: Unformed, R: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
+    """G R: two matrix products of the stacked operators."""
+    *batch, n, _ = R.shape
     # All of K rho, L_1 rho, L_2 rho ... at once; and then the sum over j as one inner product.
-    stacked = jnp.concatenate([effective(H, L).astype(rho.dtype)[None], L]).reshape(-1, n)
-    products = (stacked @ rho).reshape(*rho.shape[:-2], -1, n, n)
+    products = (G.left @ to_density(R)).reshape(*batch, -1, n, n)
     drift, jumped = products[..., 0, :, :], products[..., 1:, :, :]
-    jumped = jnp.swapaxes(jumped, -3, -2).reshape(*rho.shape[:-2], n, -1)
-    half = drift + jumped @ adjoint(L).reshape(-1, n) / 2
-    return half + adjoint(half)
+    jumped = jnp.swapaxes(jumped, -3, -2).reshape(*batch, n, -1)
+    half = drift + jumped @ G.right / 2
+    return to_real(half + adjoint(half)).astype(R.dtype)
+
+
+def bound_unformed(G: Unformed) -> Float[Array, ""]:
+    """A bound of the Frobenius norm that G gives a matrix of norm 1."""
+    n = G.right.shape[-1]
+    size = lambda A: jnp.sqrt(jnp.max(jnp.sum(A, -1), -1) * jnp.max(jnp.sum(A, -2), -1))
+    # K may be shifted by any i c, which drops out of the equation.
+    K = G.left[:n]
+    shift = jnp.diagonal(K).imag
+    K = K - 0.5j * (jnp.max(shift) + jnp.min(shift)) * jnp.eye(n, dtype=K.dtype)
+    hL, L = jnp.abs(G.left[n:].reshape(-1, n, n)), jnp.abs(G.right.reshape(-1, n, n))
+    return 2 * size(jnp.abs(K)) + jnp.sum(size(hL) * size(L))
+
+
+def bound_formed(G: Float[Array, "m m"]) -> Float[Array, ""]:
+    """A bound of the 2-norm of a matrix."""
+    A = jnp.abs(G)
+    return jnp.sqrt(jnp.max(jnp.sum(A, 0)) * jnp.max(jnp.sum(A, 1)))
 
 
 def as_jumps(jump_ops: Sequence[Any], n: int, name: str) -> list[Hamiltonian]:
     """Jump operators as sums of terms; arrays become constant ones."""
-    if hasattr(jump_ops, "ndim") and jump_ops.ndim == 2 or isinstance(jump_ops, Hamiltonian):
+    if (hasattr(jump_ops, "ndim") and jump_ops.ndim == 2) or isinstance(jump_ops, Hamiltonian):
         raise TypeError(f"{name}: jump_ops must be a sequence of operators; put the one in a list.")
     jumps = []
     for i, op in enumerate(jump_ops):

@@ -14,36 +14,42 @@ from jaxtyping import Array, Complex, Float
 
 from cdiffeq._arrays import as_array, as_times, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
+from cdiffeq.linalg._action_taylor import Taylor
 from cdiffeq.ode._solve import solve
-from cdiffeq.schrodinger._grid import Grid, Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Hamiltonian, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense, as_hamiltonian
 from cdiffeq.schrodinger._lindblad import (
+    apply_unformed,
     as_jumps,
+    bound_formed,
+    bound_unformed,
     exponents,
     joined,
     make_operators,
-    slope,
+    real_generator,
     stack,
     to_density,
     to_real,
+    unformed,
 )
+from cdiffeq.schrodinger._lindblad_action import Action, act, short_steps, step_norms
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
 from cdiffeq.schrodinger._sesolve import Result, Stats, _block_size, _method, _tolerances
 from cdiffeq.schrodinger._steps import choose_steps, equal_steps, step_data
 
-# Up to this dimension the generator is formed, a matrix of n^2 x n^2.
-LARGEST_FORMED = 12
+# Up to these dimensions the generator, a matrix of n^2 x n^2, is exponentiated, and is formed, by default.
+LARGEST_EXPONENTIATED, LARGEST_FORMED = 4, 12
 
 
 def mesolve(
     H: Any,
-    jump_ops: Sequence[Any],
+    jump_ops: Any,
     rho0: Any,
     ts: Any,
     *,
     exp_ops: Sequence[Any] = (),
-    method: Exponential | Magnus | diffrax.AbstractSolver | None = None,
+    method: Exponential | Magnus | Taylor | diffrax.AbstractSolver | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int = 16384,
@@ -71,11 +77,12 @@ def mesolve(
       trace. Matrices of QuTiP are taken, too.
     - `ts`: times at which states are saved, (time,), ascending.
     - `exp_ops`: matrices (n, n) whose expectation values ``tr(E rho)`` are wanted.
-    - `method`: `Exponential()`, an exponential of the generator for each piece, exact where H and the jump
-      operators are piecewise constant; `Magnus(order, steps)` where they vary smoothly in between; or an
-      explicit Runge-Kutta solver of diffrax, such as ``diffrax.Dopri8()``, which forms no matrix of
-      n^2 x n^2. By default the first two as in `sesolve` up to n = 12, and Tsit5 or, for rtol below 1e-6,
-      Dopri8 above.
+    - `method`: where H and the jump operators are piecewise constant `Exponential()`, an exponential of the
+      generator for each piece, the default for n up to 4; or `linalg.Taylor()`, the action of the
+      exponential on the states, the default for n up to 12. Both are exact. Where they vary smoothly in
+      between `Magnus(order, steps)`, as in `sesolve`, the default for n up to 4. For everything else the
+      default is an explicit Runge-Kutta solver of diffrax, which forms no matrix of n^2 x n^2:
+      ``diffrax.Tsit5()``, or ``diffrax.Dopri8()`` for rtol below 1e-6.
     - `rtol`, `atol`: the error of each saved state, in Frobenius norm, is kept below ``atol + rtol |rho|``
       by adaptive `Magnus`; a Runge-Kutta solver keeps the error of each step below. By default 1e-8
       in double, 1e-4 in single precision.
@@ -98,10 +105,12 @@ def mesolve(
     by adjoint equations: a costate sigma with ``d sigma/dt = - (K^H sigma + sigma K + sum L^H sigma L)``.
     The gradient of rho0 is that within Hermitian matrices.
 
-    **Cost**: an exponential takes 5 + log2(|G| dt) products of real n^2 x n^2 matrices, its gradient about
-    three times as many. A Runge-Kutta stage takes 1 + 2 J products of n x n matrices for J jump operators.
-    **Memory** of a gradient: a number of states that grows as the square root of the steps; a
-    Runge-Kutta solver keeps a state at each edge, beside about 2 sqrt(max_steps) of them.
+    **Cost**: an exponential takes 5 + log2(|G| dt) products of real n^2 x n^2 matrices, Taylor's polynomial
+    about 6 |G| dt products of one with a vector, a Runge-Kutta stage 1 + 2 J products of n x n matrices for
+    J jump operators; a gradient takes 4 to 6 times as much. For long pieces, |G| dt in the hundreds, take
+    `Exponential()`. **Memory** of a gradient: a number of states that grows as the square root of the
+    steps (for Taylor's of max_steps); a Runge-Kutta solver keeps a state at each edge, beside about
+    2 sqrt(max_steps) of them.
 
     Source: G. Lindblad 1976, doi:10.1007/BF01608499; V. Gorini, A. Kossakowski and E. Sudarshan 1976,
     doi:10.1063/1.522979. Real coordinates are those of the coherence vector.
@@ -113,16 +122,13 @@ def mesolve(
     operators = as_observables("mesolve", exp_ops, n)
     given, dtype = common_dtype(H, jumps, rho0)
     ts = as_times(ts, jnp.finfo(dtype).dtype)
-    if not is_traced(ts) and ts[-1] < ts[0]:
+    if not is_traced(ts) and np.any(np.diff(ts) < 0):
         raise ValueError("mesolve: ts must ascend: the equation can't be solved backward in time.")
     rtol, atol = _tolerances(rtol, atol, 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4, given)
     whole = joined(H, jumps)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"mesolve: max_steps must be a positive integer, got {max_steps!r}.")
-    if method is None and n > LARGEST_FORMED:
-        method = diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
-    if not isinstance(method, diffrax.AbstractSolver):
-        method = _method(whole, method, rtol)
+    method = _choose(whole, method, rtol)
 
     rho0 = jnp.asarray(rho0).astype(dtype)
     result, failure = _solve(
@@ -142,24 +148,43 @@ def _solve(
     pins: Order,
     operators: Complex[Array, "exp_op n n"],
     tolerances: tuple[float, float],
-    method: Exponential | Magnus | diffrax.AbstractSolver,
+    method: Exponential | Magnus | Taylor | diffrax.AbstractSolver,
     max_steps: int,
 ) -> tuple[Result, tuple[Array, ...]]:
     """The solve, and what goes into the message if it failed: (code, time, max_steps)."""
     grid = make_grid(joined(H, jumps), ts, pins)
     R0 = to_real((rho0 + _adjoint(rho0)) / 2)
     if isinstance(method, diffrax.AbstractSolver):
-        R, stats, finished, reached = _runge_kutta(
-            H, jumps, R0, ts, grid, tolerances, method, max_steps
-        )
+        solve_with = _runge_kutta
     else:
-        R, stats, finished, reached = _exponentials(
-            H, jumps, R0, ts, grid, tolerances, method, max_steps
-        )
+        solve_with = _taylor if isinstance(method, Taylor) else _exponentials
+    R, stats, finished, reached = solve_with(H, jumps, R0, ts, grid, tolerances, method, max_steps)
     states = to_density(R)
     expects = jnp.einsum("eij,t...ji->e...t", operators, states)
     code, time = _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached)
     return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
+
+
+def _choose(
+    whole: Hamiltonian,
+    method: Exponential | Magnus | Taylor | diffrax.AbstractSolver | None,
+    rtol: float,
+) -> Exponential | Magnus | Taylor | diffrax.AbstractSolver:
+    """The method, by default from the dimension and the kinds of terms in H and the jump operators."""
+    n, smooth = whole.n, not all(isinstance(t, Constant | Pwc) for t in whole.terms)
+    if method is None and n > LARGEST_EXPONENTIATED:
+        if n <= LARGEST_FORMED and not smooth:
+            method = Taylor()
+        else:
+            method = diffrax.Tsit5() if rtol >= 1e-6 else diffrax.Dopri8()
+    if isinstance(method, Taylor) and smooth:
+        raise ValueError(
+            "mesolve: method=Taylor() is for piecewise constant H and jump operators; use Magnus() or "
+            "diffrax.Dopri8()."
+        )
+    if isinstance(method, Taylor | diffrax.AbstractSolver):
+        return method
+    return _method(whole, method, rtol)
 
 
 def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
@@ -181,13 +206,9 @@ def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
         attempts, accepted = chosen.attempts - empty, steps.used - 2 * empty
         rejected = attempts - accepted // 2
     else:
-        steps, finished, reached = (
-            equal_steps(grid, method.steps),
-            jnp.asarray(True),
-            ts[-1],
-        )
-        attempts, accepted = 0, method.steps * jnp.sum(grid.lengths != 0)
-        rejected = 0
+        steps, finished, reached = equal_steps(grid, method.steps), jnp.asarray(True), ts[-1]
+        accepted = method.steps * jnp.sum(grid.lengths != 0)
+        attempts = rejected = jnp.zeros((), jnp.int32)
 
     rows = len(steps.interval)
     block = _block_size(rows, per_step, n * n)
@@ -196,18 +217,45 @@ def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
     blocks = (steps.used + block - 1) // block
     saved, _ = propagate(params, xs, R, fixed, slots, blocks, product, None)
     exponentials = per_step * (accepted + 3 * attempts)
-    stats = Stats(
-        *(
-            jnp.asarray(a, jnp.int32)
-            for a in (accepted, rejected, exponentials, exponentials * R.shape[1])
-        )
-    )
-    return (
-        jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n, n),
-        stats,
-        finished,
-        reached,
-    )
+    counts = (accepted, rejected, exponentials, exponentials * R.shape[1])
+    stats = Stats(*(jnp.asarray(a, jnp.int32) for a in counts))
+    states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n, n)
+    return states, stats, finished, reached
+
+
+def _taylor(H, jumps, R0, ts, grid, tolerances, method, max_steps):
+    """Taylor's polynomial in steps that are short enough for it; exact for piecewise constant terms."""
+    *batch, n, _ = R0.shape
+    R, saves = R0.reshape(-1, n * n).T, len(ts)
+    formed = n <= LARGEST_FORMED
+    entries = n**4 if formed else 2 * n * n * (1 + 2 * len(jumps))
+    bound: Any = bound_formed if formed else bound_unformed
+
+    def then(operators, t, h):
+        if formed:
+            return (h * real_generator(*operators(t))).astype(R.dtype)
+        return unformed(*operators(t), h)
+
+    def apply(G, R):
+        if formed:
+            return G @ R
+        return apply_unformed(G, R.T.reshape(-1, n, n)).reshape(-1, n * n).T
+
+    params, fixed, operators = make_operators(H, jumps, grid, then)
+    whole, _ = step_data(grid, equal_steps(grid, 1), saves)
+    held = jax.lax.stop_gradient(params)
+    norms = step_norms(bound, lambda x: operators(held, fixed, x), whole, grid)
+    steps, finished, last = short_steps(norms, max(max_steps, len(grid.starts)))
+    block = max(1, 32768 // entries)
+    steps = steps.pad(-len(steps.interval) % block, beyond=len(grid.starts))
+    xs, slots = step_data(grid, steps, saves)
+    blocks = (steps.used + block - 1) // block
+    action = Action(operators, apply, bound, saves, block)
+    saved = act(params, xs, R, fixed, slots, blocks, action).saved
+    none = jnp.zeros((), jnp.int32)
+    stats = Stats(jnp.asarray(steps.used, jnp.int32), none, none, none)
+    reached = grid.starts[last]
+    return jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n, n), stats, finished, reached
 
 
 def _runge_kutta(H, jumps, R0, ts, grid, tolerances, solver, max_steps):
@@ -217,7 +265,7 @@ def _runge_kutta(H, jumps, R0, ts, grid, tolerances, solver, max_steps):
     def field(t, R, operators):
         H, jumps = operators
         L = stack([jump(t) for jump in jumps], n)
-        return to_real(slope(H(t), L, to_density(R))).astype(R.dtype)
+        return apply_unformed(unformed(H(t), L), R)
 
     pins = grid.starts + grid.lengths
     if grid.slices:
@@ -254,9 +302,7 @@ def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
         (H, jumps, rho0, grid, ts, states, expects)
     )
     controls = joined(H, jumps).controls
-    increasing = jnp.all(
-        jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True)
-    )
+    increasing = jnp.all(jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True))
     middles = grid.starts + grid.lengths / 2
     hermitian = jax.vmap(lambda t: is_hermitian(H(t)))(middles) | (grid.lengths == 0)
     at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
@@ -305,6 +351,15 @@ def is_hermitian(A):
     return ~(jnp.max(jnp.abs(A - _adjoint(A)), initial=0) > 1e3 * jnp.finfo(A.dtype).eps * size)
 
 
+def _is_hermitian_now(A: np.ndarray) -> bool:
+    """`is_hermitian`, of known numbers, also inside a jitted function."""
+    if not np.issubdtype(A.dtype, np.inexact):
+        A = A.astype(float)
+    size = np.max(np.abs(A), initial=0)
+    largest = np.max(np.abs(A - A.conj().swapaxes(-1, -2)), initial=0)
+    return bool(largest <= 1e3 * np.finfo(A.dtype).eps * size)
+
+
 def _adjoint(A):
     return jnp.conj(jnp.swapaxes(A, -1, -2))
 
@@ -343,6 +398,6 @@ def _density(name: str, rho: Any, n: int) -> Any:
     require_finite(name, rho)
     if shape == (n,):
         return rho[:, None] * rho.conj()[None, :]
-    if not is_traced(rho) and not is_hermitian(as_array(name, rho)):
+    if not is_traced(rho) and not _is_hermitian_now(np.asarray(rho)):
         raise ValueError(f"{name} must be Hermitian.")
     return rho
