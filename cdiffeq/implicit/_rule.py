@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree
 from cdiffeq._errors import poison, raise_if
 from cdiffeq._flat import Layout
 from cdiffeq.implicit._jacobian import Equations, linearise
-from cdiffeq.implicit._method import Options
+from cdiffeq.implicit._method import Options, largest
 from cdiffeq.linalg._arnoldi import two_norm
 from cdiffeq.linalg._solve import factorize
 from cdiffeq.linalg._solver import REASONS, Code
@@ -116,12 +116,17 @@ _KNOWN = 0.1
 
 
 def _error_of(F: Equations, z: Array, x: Array, b: Array, problem: Problem) -> Float[Array, ""]:
-    """How far off z may be, where J x = b, or J^T x = b, is solved: J is as small as |b| / |x|."""
-    few = 4 * jnp.finfo(z.dtype).eps * jnp.asarray([-2.0, -1.0, 1.0], z.dtype)
-    f = F(z)
-    rounding = jnp.max(jax.vmap(lambda h: two_norm(F(z + h * z) - f))(few))
-    size = two_norm(b)
-    return problem.options.tolerance(z) + rounding * two_norm(x) / jnp.where(size == 0, 1, size)
+    """How far off z may be along x, where J x = b, or J^T x = b, is solved: J is as small as |b| / |x|.
+
+    Beside the tolerance that is what rounding makes of a zero of F. It shows where F is compared with its
+    linear part sqrt(eps) away, whose square is rounding, too; nearer by, a lost digit may not show.
+    """
+    length, size = two_norm(x), two_norm(b)
+    h = jnp.finfo(z.dtype).eps ** 0.5 * largest(z) * x / jnp.where(length == 0, 1, length)
+    f, push = jax.linearize(F, z)
+    step = push(h)
+    off = jnp.maximum(two_norm(F(z + h) - f - step), two_norm(F(z - h) - f + step))
+    return problem.options.tolerance(z) + off * length / jnp.where(size == 0, 1, size)
 
 
 def _moved(
