@@ -1,5 +1,7 @@
 """What every test and every docstring example runs under."""
 
+from importlib.util import find_spec
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The dtype promotion stays standard. Under "strict" a real amplitude times a complex matrix is an
 # error, and that product is what this package is made of; that complex64 stays complex64 is tested
 # where it is promised.
+
+# The docstring examples of optional packages run where these are installed.
+collect_ignore = [
+    f"cdiffeq/interop/{name}.py"
+    for name in ("tensorflow", "torch", "xarray")
+    if not find_spec(name)
+]
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ class Program:
 class Programs:
     """The programs of a function of pytrees, one for each structure of its arguments."""
 
-    def __init__(self, fn: Callable[..., Any]):
+    def __init__(self, fn: Any):
         if not callable(fn):
             raise TypeError(f"wrap: fn must be a function of arrays, got {type(fn).__name__}.")
         self.fn = fn
@@ -112,6 +112,6 @@ def require_dtype(name: str, dtype: Any) -> None:
 def _arrays(out: PyTree[Any]) -> PyTree[Array]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(out):
         if not isinstance(leaf, jax.Array | float | int | complex) and not hasattr(leaf, "dtype"):
-            where = jax.tree_util.keystr(path)
-            raise TypeError(f"wrap: fn must return arrays, but{where} is {type(leaf).__name__}.")
+            where = f"the result{jax.tree_util.keystr(path)}"
+            raise TypeError(f"wrap: fn must return arrays, but {where} is {type(leaf).__name__}.")
     return jax.tree.map(jnp.asarray, out)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from cdiffeq.interop import _program
 
 
-def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
+def wrap(fn: Any) -> Callable[..., Any]:
     r"""The JAX function `fn` as a TensorFlow function: tensors in, tensors out, differentiable to any order.
 
     - `fn`: a pure JAX function of arrays, or of pytrees of arrays, that returns an array or a pytree of
@@ -31,7 +31,8 @@ def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     **Derivatives** are those of JAX, with whatever rules `fn` uses, by `tf.GradientTape`, nested tapes too,
     in TensorFlow's convention; of a complex result the tape takes the gradient of the real part, as it
-    always does. A real tensor gets a real gradient. There is no forward mode.
+    always does. Inside of `tf.function` a second derivative needs all its tapes there. A real tensor gets a
+    real gradient. There is no forward mode.
 
     **Raises** `ImportError` without TensorFlow. The returned function raises `TypeError` for arguments that
     aren't tensors, 64-bit tensors where JAX's `jax_enable_x64` is off, and results that aren't arrays;

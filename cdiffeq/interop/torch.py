@@ -19,7 +19,7 @@ import numpy as np
 from cdiffeq.interop import _program
 
 
-def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
+def wrap(fn: Any) -> Callable[..., Any]:
     r"""The JAX function `fn` as a PyTorch function: tensors in, tensors out, differentiable to any order.
 
     - `fn`: a pure JAX function of arrays, or of pytrees of arrays, that returns an array or a pytree of
