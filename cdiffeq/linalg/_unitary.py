@@ -194,9 +194,7 @@ def _recurrence(apply: Apply, plan: Plan, sign: int) -> Callable[[Array, Array],
     return step
 
 
-def norm_is_kept(
-    before: Complex[Array, "n k"], after: Complex[Array, "n k"], plan: Plan
-) -> Array:
+def norm_is_kept(before: Complex[Array, "n k"], after: Complex[Array, "n k"], plan: Plan) -> Array:
     """Whether exp(-iB) has kept the norm of v, as it does where B is Hermitian and within its bounds."""
     size, now = two_norm(before), two_norm(after)
     allowed = 1e3 * jnp.finfo(size.dtype).eps * (1 + plan.parts)

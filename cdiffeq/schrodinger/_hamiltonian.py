@@ -3,30 +3,38 @@ r"""Time-dependent Hamiltonians as sums of terms.
     H(t) = sum_j M_j  +  sum_j u_j(t) M_j  +  sum_j f_j(t, p_j) M_j  +  sum_j F_j(t, p_j)
 
 constant matrices, piecewise constant controls u_j, smooth envelopes f_j, and functions F_j that return
-the matrix. Everything numeric is a leaf of a pytree, so `jax.grad` reaches it.
+the matrix. A matrix is an array or an operator of `cdiffeq.linalg`, of which nothing is asked but its product
+with states. Everything numeric is a leaf of a pytree, so `jax.grad` reaches it.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree
 
 from cdiffeq._arrays import as_array, as_params, as_real, require_finite
 from cdiffeq._errors import is_traced
+from cdiffeq.linalg._operator import Operator, as_operator
+
+# The largest sparse matrix that is made dense: beyond, its products with states are the cheaper way.
+LARGEST_DENSE = 256
+
+Matrix: TypeAlias = Inexact[Array, "n n"] | Operator
 
 
 class Term(eqx.Module):
     """One term of a Hamiltonian."""
 
     @abc.abstractmethod
-    def matrix_at(self, t: Any) -> Inexact[Array, "n n"]: ...
+    def matrix_at(self, t: Any) -> Matrix: ...
 
     @abc.abstractmethod
     def scaled(self, factor: Any) -> Term: ...
@@ -38,7 +46,7 @@ class Term(eqx.Module):
 class Constant(Term):
     """A matrix that doesn't depend on time."""
 
-    matrix: Inexact[Array, "n n"]
+    matrix: Matrix
 
     def matrix_at(self, t):
         return self.matrix
@@ -55,7 +63,7 @@ class Pwc(Term):
 
     edges: Float[Array, " edges"]
     values: Inexact[Array, " k"]
-    matrix: Inexact[Array, "n n"]
+    matrix: Matrix
 
     def matrix_at(self, t):
         return self.value_at(t) * self.matrix
@@ -80,7 +88,7 @@ class Modulated(Term):
     """A matrix times a function of time."""
 
     fn: Callable[..., Any]
-    matrix: Inexact[Array, "n n"]
+    matrix: Matrix
     params: PyTree[Any]
 
     def matrix_at(self, t):
@@ -101,7 +109,8 @@ class TimeCallable(Term):
     factor: Inexact[Array, ""]
 
     def matrix_at(self, t):
-        return self.factor * jnp.asarray(self.fn(t, self.params))
+        matrix = self.fn(t, self.params)
+        return self.factor * (matrix if isinstance(matrix, Operator) else jnp.asarray(matrix))
 
     def scaled(self, factor):
         return TimeCallable(self.fn, self.params, factor * self.factor)
@@ -114,7 +123,8 @@ class Hamiltonian(eqx.Module):
     """A sum of terms: made by `constant`, `pwc`, `modulated` and `timecallable`, and by ``+ - *``.
 
     `H(t)` is the matrix at time t, complex or real (n, n), on which a piecewise constant control jumps
-    at its edges and counts as the slice to the right. `H.n` is the dimension. ``H1 + H2``, ``H1 - H2``,
+    at its edges and counts as the slice to the right; an operator, where one of the terms is. `H.n` is the
+    dimension. ``H1 + H2``, ``H1 - H2``,
     ``-H`` and ``c * H`` (a real or complex number or scalar array c) are Hamiltonians; matrices add, too.
 
     >>> H = cd.constant([[1.0, 0.0], [0.0, -1.0]]) + 0.5 * cd.pwc([0, 1, 2], [0.1, 0.3], jnp.eye(2)[::-1])
@@ -130,9 +140,7 @@ class Hamiltonian(eqx.Module):
     @property
     def n(self) -> int:
         """The dimension of the state space."""
-        t = jnp.zeros((), jnp.result_type(float))
-        shape_of = lambda term: jax.eval_shape(lambda t: term.matrix_at(t), t).shape
-        shapes = [shape_of(term) for term in self.terms]
+        shapes = [form.shape for form in self._forms()]
         for shape, term in zip(shapes, self.terms, strict=True):
             if len(shape) != 2 or shape[0] != shape[1]:
                 raise ValueError(f"{term} gives a matrix of shape {shape}; expected a square one.")
@@ -143,12 +151,22 @@ class Hamiltonian(eqx.Module):
             raise ValueError(f"The terms of a Hamiltonian differ in dimension: {listed}.")
         return shapes[0][0]
 
+    def _forms(self) -> list[Any]:
+        """What `matrix_at` gives for each term, without values."""
+        t = jnp.zeros((), jnp.result_type(float))
+        return [jax.eval_shape(lambda t, term=term: term.matrix_at(t), t) for term in self.terms]
+
+    @property
+    def matrix_free(self) -> bool:
+        """Whether one of the terms is an operator rather than an array."""
+        return any(isinstance(form, Operator) for form in self._forms())
+
     @property
     def controls(self) -> list[Pwc]:
         """The piecewise constant terms, in their order."""
         return [term for term in self.terms if isinstance(term, Pwc)]
 
-    def __call__(self, t: ArrayLike) -> Inexact[Array, "n n"]:
+    def __call__(self, t: ArrayLike) -> Matrix:
         matrices = [term.matrix_at(jnp.asarray(t)) for term in self.terms]
         return sum(matrices[1:], matrices[0])
 
@@ -193,14 +211,16 @@ class Hamiltonian(eqx.Module):
 def constant(H0: Any) -> Hamiltonian:
     """The Hamiltonian that doesn't depend on time.
 
-    `H0` is a square matrix (n, n), real or complex: a JAX or NumPy array, anything with `__array__`, a
-    `scipy.sparse` matrix or a QuTiP `Qobj`; it becomes a dense array. Angular frequency (hbar = 1).
-    Raises `ValueError` if it isn't square or, where its values are known, not finite.
+    `H0` is a square matrix (n, n), real or complex, of angular frequencies (hbar = 1): a JAX or NumPy array, or
+    anything with `__array__`; an operator of `cdiffeq.linalg`, which stays one (see `cd.spin_chain`,
+    `cd.linalg.kron`, `cd.linalg.KineticPotential`, `cd.linalg.operator`); a `scipy.sparse`, BCOO or BCSR
+    matrix or a QuTiP `Qobj`, which become dense arrays up to n = 256 and operators beyond. Raises `ValueError`
+    if it isn't square or, where its values are known, not finite.
 
     >>> cd.constant(np.diag([0.0, 1.0]))
     Hamiltonian(n=2): constant(float64[2, 2])
     """
-    return Hamiltonian((Constant(_as_matrix("H0", H0)),))
+    return Hamiltonian((Constant(as_matrix("H0", H0)),))
 
 
 def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
@@ -215,7 +235,7 @@ def pwc(edges: Any, values: Any, H1: Any) -> Hamiltonian:
     >>> [float(H(t)[0, 1]) for t in (-0.5, 0.0, 1.0, 2.9, 3.0)]
     [0.0, 2.0, -1.0, -1.0, 0.0]
     """
-    edges, values, H1 = as_real("edges", edges), as_array("values", values), _as_matrix("H1", H1)
+    edges, values, H1 = as_real("edges", edges), as_array("values", values), as_matrix("H1", H1)
     if edges.ndim != 1 or len(edges) < 2:
         raise ValueError(
             f"pwc: edges must be a vector of at least 2 times, got shape {edges.shape}."
@@ -253,14 +273,14 @@ def modulated(fn: Callable[..., Any], H1: Any, params: PyTree[Any] = None) -> Ha
     out = jax.eval_shape(fn, jnp.zeros((), jnp.result_type(float)), params)
     if getattr(out, "shape", None) != ():
         raise TypeError(f"modulated: fn(t, params) must return a number; got {out}.")
-    return Hamiltonian((Modulated(fn, _as_matrix("H1", H1), params),))
+    return Hamiltonian((Modulated(fn, as_matrix("H1", H1), params),))
 
 
 def timecallable(fn: Callable[..., Any], params: PyTree[Any] = None) -> Hamiltonian:
     """A Hamiltonian given as a function: ``fn(t, params)`` returns the matrix (n, n).
 
-    `fn` is a JAX function of a scalar time and a pytree; it is smooth in between the solve's `ts` and
-    the edges of other terms. Gradients as for `modulated`. Raises `TypeError` if fn isn't callable.
+    `fn` is a JAX function of a scalar time and a pytree; the matrix may be an operator of `cdiffeq.linalg`. It
+    is smooth in between the solve's `ts` and the edges of other terms. Gradients as for `modulated`. Raises `TypeError` if fn isn't callable.
 
     >>> H = cd.timecallable(lambda t, w: jnp.array([[0.0, jnp.sin(w * t)], [jnp.sin(w * t), 0.0]]), 1.0)
     >>> H
@@ -277,20 +297,37 @@ def as_hamiltonian(H: Any) -> Hamiltonian:
 
 
 def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
-    """A dense array of `A`: an array, anything with `__array__`, scipy.sparse, or a QuTiP Qobj."""
+    """A dense array of `A`: an array, anything with `__array__`, a sparse matrix, a Qobj or an operator."""
+    if isinstance(A, Operator):
+        return A.to_dense()
     if hasattr(A, "full") and hasattr(A, "dims"):  # Qobj
         A = A.full()
     elif hasattr(A, "toarray"):  # scipy.sparse
         A = A.toarray()
+    elif hasattr(A, "todense"):  # BCOO and the like
+        A = A.todense()
     return as_array(name, A)
 
 
-def _as_matrix(name: str, A: Any) -> Inexact[Array, "n n"]:
+def as_matrix(name: str, A: Any) -> Matrix:
+    """A square array of finite numbers, or an operator."""
+    A = as_operator(name, A) if _is_sparse(A) else A
+    if isinstance(A, Operator):
+        m, n = A.shape
+        if m != n or n == 0:
+            raise ValueError(f"{name} must be a square matrix (n, n), got shape {A.shape}.")
+        return A
     A = as_dense(name, A)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
         raise ValueError(f"{name} must be a square matrix (n, n), got shape {A.shape}.")
     require_finite(name, A)
     return A
+
+
+def _is_sparse(A: Any) -> bool:
+    """Whether A is a sparse matrix that is too large to be made dense."""
+    sparse = (hasattr(A, "full") and hasattr(A, "dims")) or isinstance(A, jsparse.JAXSparse)
+    return (sparse or hasattr(A, "toarray")) and A.shape[0] > LARGEST_DENSE
 
 
 def _require_callable(name: str, fn: Any) -> None:
@@ -299,6 +336,8 @@ def _require_callable(name: str, fn: Any) -> None:
 
 
 def _form(a: Any) -> str:
+    if isinstance(a, Operator):
+        return f"{type(a).__name__}{list(a.shape)}"
     return f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else str(a)  # None where filtered out
 
 

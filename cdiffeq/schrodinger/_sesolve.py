@@ -3,7 +3,7 @@ r"""The Schrödinger equation, i dpsi/dt = H(t) psi, with hbar = 1."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -15,16 +15,22 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from cdiffeq._arrays import as_array, as_times, require_finite
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import (
-    Constant,
-    Hamiltonian,
-    Pwc,
-    as_dense,
-    as_hamiltonian,
-)
+from cdiffeq.linalg._operator import Operator, as_operator
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian, as_matrix
+from cdiffeq.schrodinger._large import Large, choose_method, make_large_steps
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
+from cdiffeq.schrodinger._matrix_free import moving_operators
 from cdiffeq.schrodinger._propagate import Product, propagate
-from cdiffeq.schrodinger._steps import choose_steps, equal_steps, make_generator, step_data
+from cdiffeq.schrodinger._steps import (
+    Plan,
+    dense_attempt,
+    equal_steps,
+    make_generator,
+    search_steps,
+    step_data,
+)
+
+Method: TypeAlias = Exponential | Magnus | Large
 
 
 class Stats(eqx.Module):
@@ -78,7 +84,7 @@ def sesolve(
     ts: Any,
     *,
     exp_ops: Sequence[Any] = (),
-    method: Exponential | Magnus | None = None,
+    method: Method | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int = 16384,
@@ -144,25 +150,26 @@ def sesolve(
     H = as_hamiltonian(H)
     n = H.n
     psi0 = _states("psi0", psi0, n)
-    ops = [as_dense(f"exp_ops[{i}]", E) for i, E in enumerate(exp_ops)]
+    ops = [as_matrix(f"exp_ops[{i}]", E) for i, E in enumerate(exp_ops)]
     for i, E in enumerate(ops):
         if E.shape != (n, n):
             raise ValueError(f"exp_ops[{i}] must have shape ({n}, {n}) as H has; got {E.shape}.")
-        require_finite(f"exp_ops[{i}]", E)
     given, dtype = _dtypes(H, psi0)
     ts = as_times(ts, jnp.finfo(dtype).dtype)
     double = jnp.finfo(dtype).bits == 64
     rtol, atol = _tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
-    method = _method(H, method, rtol)
+    method = choose_method(H, method, rtol, hermitian)
+    if not isinstance(method, Large):
+        method = _method(H, method, rtol)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
     meter: diffrax.AbstractProgressMeter = progress or diffrax.NoProgressMeter()
     psi0 = jnp.asarray(psi0).astype(dtype)
-    operators = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
+    moving = moving_operators(H) if isinstance(method, Large) else ()
 
     result, failure = _solve(
-        H, psi0, ts, order_pins(H, ts), operators, jnp.asarray([rtol, atol], ts.dtype), method, max_steps,
-        hermitian, meter,
+        H, psi0, ts, order_pins(H, ts), ops, jnp.asarray([rtol, atol], ts.dtype), method, max_steps,
+        hermitian, meter, moving,
     )  # fmt: skip
     if throw:
         return raise_if(result, ~result.success, _error, *failure)
@@ -173,7 +180,7 @@ def propagator(
     H: Any,
     ts: Any,
     *,
-    method: Exponential | Magnus | None = None,
+    method: Method | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int = 16384,
@@ -207,29 +214,29 @@ def _solve(
     psi0: Complex[Array, "... n"],
     ts: Float[Array, " time"],
     pins: Order,
-    operators: Complex[Array, "exp_op n n"],
+    ops: list[Any],
     tolerances: Float[Array, "2"],
-    method: Exponential | Magnus,
+    method: Method,
     max_steps: int,
     hermitian: bool,
     meter: diffrax.AbstractProgressMeter,
+    moving: tuple[bool, ...],
 ) -> tuple[Result, tuple[Array, ...]]:
     """The solve, and what goes into the message if it failed: (code, time, steps tried)."""
     *batch, n = psi0.shape
     psi = psi0.reshape(-1, n).T
-    scheme = method.scheme
-    per_step = len(scheme.weights)
     saves = len(ts)
     grid = make_grid(H, ts, pins)
-    params, fixed, generator = make_generator(H, scheme, psi.dtype, grid)
+    make = make_large_steps if isinstance(method, Large) else _dense_steps
+    params, fixed, plan = make(H, method, psi.dtype, grid, hermitian, moving)
     meter_state = meter.init()
 
-    if method.steps is None:
+    if plan.steps is None:
         still = jax.lax.stop_gradient  # the sizes of the steps are held fixed in derivatives
-        held, held_grid = still(params), still(grid)
-        chosen, meter_state = choose_steps(
-            lambda x: generator(held, fixed, x), held_grid, still(psi), scheme.order,
-            still(tolerances), max_steps, meter, meter_state,
+        attempt = plan.attempt(*still((params, fixed)))
+        chosen, meter_state = search_steps(
+            attempt, still(grid), still(psi), plan.order, still(tolerances), max_steps, meter,
+            meter_state,
         )  # fmt: skip
         steps, attempts = chosen.steps, chosen.attempts
         finished, reached = chosen.finished, chosen.time
@@ -238,34 +245,59 @@ def _solve(
         attempts = attempts - empty
         accepted = steps.used - 2 * empty
     else:
-        steps = equal_steps(grid, method.steps)
+        steps = equal_steps(grid, plan.steps)
         finished, reached = jnp.asarray(True), ts[-1]
         meter_of_product = meter
         attempts = jnp.zeros((), jnp.int32)
-        accepted = method.steps * jnp.sum(grid.lengths != 0)
+        accepted = plan.steps * jnp.sum(grid.lengths != 0)
 
     rows = len(steps.interval)
-    block = _block_size(rows, per_step, n)
-    product = Product(
-        generator, saves, block, hermitian, _in_parallel(n, hermitian), meter_of_product
+    block = (
+        _block_size(rows, plan.exponentials, n) if isinstance(method, Exponential | Magnus) else 1
     )
+    stepper = plan.stepper(saves, block, meter_of_product)
     xs, slots = step_data(grid, steps.pad(-rows % block, beyond=len(grid.starts)), saves)
     blocks = (steps.used + block - 1) // block
-    saved, breach = propagate(params, xs, psi, fixed, slots, blocks, product, meter_state)
+    saved, breach = propagate(params, xs, psi, fixed, slots, blocks, stepper, meter_state)
     meter.close(jax.lax.optimization_barrier((meter_state, breach))[0])
 
     states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n)
-    expects = jnp.einsum("t...i,eij,t...j->e...t", states.conj(), operators, states)
+    expects = _expectations(ops, states)
     code, time = _diagnose(H, ts, states, expects, breach, xs, finished, reached)
-    exponentials = per_step * (accepted + 3 * attempts)
+    exponentials = plan.exponentials * (accepted + 3 * attempts)
     stats = Stats(
         accepted,
-        attempts - accepted // 2 if method.steps is None else jnp.zeros((), jnp.int32),
+        attempts - accepted // 2 if plan.steps is None else jnp.zeros((), jnp.int32),
         exponentials,
         exponentials * psi.shape[1],
     )
     stats = jax.tree.map(lambda a: a.astype(jnp.int32), stats)
     return Result(ts, states, expects, stats, code == 0), (code, time, jnp.asarray(max_steps))
+
+
+def _dense_steps(H, method, dtype, grid, hermitian, moving):
+    """How small dense systems are stepped: the params, the fixed arrays and the `Plan`."""
+    scheme = method.scheme
+    params, fixed, generator = make_generator(H, scheme, dtype, grid)
+    parallel = _in_parallel(H.n, hermitian)
+    stepper = lambda saves, block, meter: Product(
+        generator, saves, block, hermitian, parallel, meter
+    )
+    attempt = lambda params, fixed: dense_attempt(lambda x: generator(params, fixed, x))
+    plan = Plan(scheme.order, method.steps, len(scheme.weights), stepper, attempt)
+    return params, fixed, plan
+
+
+def _expectations(
+    ops: list[Any], states: Complex[Array, "time ... n"]
+) -> Complex[Array, "exp_op ... time"]:
+    """<psi|E|psi> of each operator, one after the other where they aren't all arrays."""
+    dtype, n = states.dtype, states.shape[-1]
+    if not any(isinstance(E, Operator) for E in ops):
+        E = jnp.stack(ops).astype(dtype) if ops else jnp.zeros((0, n, n), dtype)
+        return jnp.einsum("t...i,eij,t...j->e...t", states.conj(), E, states)
+    of = lambda E: jnp.sum(states.conj() * (as_operator("E", E) @ states), axis=-1)
+    return jnp.moveaxis(jnp.stack([of(E).astype(dtype) for E in ops]), 1, -1)
 
 
 def _diagnose(H, ts, states, expects, breach, xs, finished, reached):
@@ -363,9 +395,7 @@ def _tolerances(
     return rtol, atol
 
 
-def _method(
-    H: Hamiltonian, method: Exponential | Magnus | None, rtol: float
-) -> Exponential | Magnus:
+def _method(H: Hamiltonian, method: Any, rtol: float) -> Exponential | Magnus:
     smooth = [term for term in H.terms if not isinstance(term, Constant | Pwc)]
     if method is None:
         return Magnus(order=4 if rtol >= 1e-5 else 6) if smooth else Exponential()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -109,6 +109,26 @@ def equal_steps(grid: Grid, per_interval: int) -> Steps:
     )
 
 
+# (psi, x) -> the state after a step, and after its two halves, from the data x of the three
+Attempt: TypeAlias = Callable[[Any, PyTree[Any]], tuple[Any, Any]]
+
+
+class Plan(NamedTuple):
+    """How a method takes its steps.
+
+    - `order`: of the steps' error; `steps`: in each interval, None for adaptive ones.
+    - `exponentials`: how many a step has.
+    - `stepper`: (saves, block, meter) -> the `Stepper`.
+    - `attempt`: (params, fixed) -> what `search_steps` tries.
+    """
+
+    order: int
+    steps: int | None
+    exponentials: int
+    stepper: Callable[..., Any]
+    attempt: Callable[..., Attempt]
+
+
 class Chosen(NamedTuple):
     """Adaptive steps, and how their choice went."""
 
@@ -120,6 +140,36 @@ class Chosen(NamedTuple):
 
 def choose_steps(
     exponents: Callable[[PyTree[Any]], Inexact[Array, "s n n"]],
+    grid: Grid,
+    psi: Inexact[Array, "n batch"],
+    order: int,
+    tolerances: Real[Array, "2"],
+    max_steps: int,
+    meter: diffrax.AbstractProgressMeter,
+    meter_state: PyTree[Array],
+) -> tuple[Chosen, PyTree[Array]]:
+    """`search_steps` for steps that are products of exponentials of dense matrices."""
+
+    attempt = dense_attempt(exponents)
+    return search_steps(attempt, grid, psi, order, tolerances, max_steps, meter, meter_state)
+
+
+def dense_attempt(exponents: Callable[[PyTree[Any]], Inexact[Array, "s n n"]]) -> Attempt:
+    """What `search_steps` tries, for products of exponentials of dense matrices."""
+
+    def attempt(psi, x):
+        X = jax.vmap(exponents)(x)
+        U = exponential(X, skew=False).value
+        apply = lambda psi, U: (U @ psi, None)
+        coarse = jax.lax.scan(apply, psi, U[0])[0]
+        fine = jax.lax.scan(apply, psi, U[1:].reshape(-1, *U.shape[2:]))[0]
+        return coarse, fine
+
+    return attempt
+
+
+def search_steps(
+    attempt_steps: Attempt,
     grid: Grid,
     psi: Inexact[Array, "n batch"],
     order: int,
@@ -152,11 +202,7 @@ def choose_steps(
         middle = (u + end) / 2
         corners = jnp.stack([u, u, middle]), jnp.stack([end, middle, end])
         trial = Steps(jnp.full(3, p), *corners, 3)
-        X = jax.vmap(exponents)(step_data(grid, trial, 0)[0])
-        U = exponential(X, skew=False).value
-        apply = lambda psi, U: (U @ psi, None)
-        coarse = jax.lax.scan(apply, psi, U[0])[0]
-        fine = jax.lax.scan(apply, psi, U[1:].reshape(-1, *U.shape[2:]))[0]
+        coarse, fine = attempt_steps(psi, step_data(grid, trial, 0)[0])
 
         norm = lambda psi: jnp.linalg.norm(psi, axis=0)
         error = norm(fine - coarse) / (2**order - 1)
