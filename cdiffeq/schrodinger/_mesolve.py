@@ -234,7 +234,7 @@ def _taylor(H, jumps, R0, ts, grid, tolerances, method, max_steps):
     def then(operators, t, h):
         if formed:
             return (h * real_generator(*operators(t))).astype(R.dtype)
-        return unformed(*operators(t), h)
+        return unformed(*operators(t), h=h)
 
     def apply(G, R):
         if formed:
@@ -298,9 +298,9 @@ def _either_side(pins: Float[Array, " p"]) -> Float[Array, " q"]:
 
 def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
     """Zero for success, or what went wrong, and when."""
-    H, jumps, rho0, grid, ts, states, expects = jax.lax.stop_gradient(
-        (H, jumps, rho0, grid, ts, states, expects)
-    )
+    arrays, rest = eqx.partition((H, jumps, rho0, grid, ts, states, expects), eqx.is_array)
+    held = eqx.combine(jax.lax.stop_gradient(arrays), rest)
+    H, jumps, rho0, grid, ts, states, expects = held
     controls = joined(H, jumps).controls
     increasing = jnp.all(jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True))
     middles = grid.starts + grid.lengths / 2

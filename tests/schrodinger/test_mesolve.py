@@ -27,8 +27,9 @@ TS = [0.0, 0.35, 0.5, 1.1, 2.0]
 METHODS = {
     "exponential": cd.Exponential(),
     "taylor": cd.linalg.Taylor(),
-    "runge-kutta": diffrax.Dopri8(),
+    "runge-kutta": diffrax.Tsit5(),
 }
+SLOW_RUNGE_KUTTA = ["exponential", "taylor", pytest.param("runge-kutta", marks=pytest.mark.slow)]
 
 
 def matrices(n: int) -> tuple[np.ndarray, ...]:
@@ -73,6 +74,7 @@ def sech(t, p):
 # Values
 
 
+@pytest.mark.slow
 def test_damped_cavity():
     # Stays coherent: <a> = alpha exp(-(i d + k/2) t); with its derivatives in d, k and alpha.
     n, d, k, alpha, t = 20, 0.7, 0.4, 1.1, 1.3
@@ -111,9 +113,9 @@ def test_against_expm(method: str):
     rho0 = np.stack([density(RNG, 3), density(RNG, 3)])
     E = random(RNG, 3, 3)
     H, jumps = problem(3)
-    result = cd.mesolve(H, jumps, rho0, TS, exp_ops=[E], method=METHODS[method], rtol=1e-10)
+    result = cd.mesolve(H, jumps, rho0, TS, exp_ops=[E], method=METHODS[method], rtol=1e-9)
     known = np.stack([exact(3, rho) for rho in rho0], axis=1)
-    tolerance = 3e-9 if method == "runge-kutta" else 1e-13
+    tolerance = 3e-8 if method == "runge-kutta" else 1e-13
     np.testing.assert_allclose(result.states, known, atol=tolerance)
     expects = np.einsum("ij,tbji->bt", E, known)
     np.testing.assert_allclose(result.expects[0], expects, atol=10 * tolerance)
@@ -138,6 +140,7 @@ def test_long_pieces_take_many_steps():
     assert result.stats.steps > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, diffrax.Dopri8()])
 def test_smooth_drive_against_qutip(method):
     H0, H1, L, M = matrices(3)
@@ -190,7 +193,7 @@ def test_kets_qobjs_and_dtypes():
 # Derivatives
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
 def test_derivatives(method: str):
     H0, H1, L, M = matrices(3)
     E = hermitian(RNG, 3)
@@ -214,9 +217,10 @@ def test_derivative_without_the_matrix(monkeypatch):
         H, jumps = problem(3, values)
         return cd.mesolve(H, [L, *jumps], np.eye(3), ts, method=cd.linalg.Taylor()).states
 
-    check_rule(jax.jit(f), VALUES, matrices(3)[2], np.array(TS), key=jax.random.key(5))
+    check_rule(jax.jit(f), VALUES, matrices(3)[2], np.array([0.0, 0.7, 2.0]), key=jax.random.key(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [cd.Magnus(order=4, steps=3), cd.Magnus(order=6)])
 def test_derivatives_of_magnus(method):
     H0, H1, L, M = matrices(2)
@@ -299,11 +303,11 @@ def test_bad_input(change, message):
 
 def test_one_jump_operator_goes_into_a_list():
     with pytest.raises(TypeError, match="put the one in a list"):
-        cd.mesolve(H3, L3, np.eye(3), [0.0, 1.0])
+        cd.mesolve(H3, cd.constant(L3), np.eye(3), [0.0, 1.0])
 
 
 def test_failures_at_run_time():
-    with pytest.raises(ValueError, match="not Hermitian at t = 0.5"):
+    with pytest.raises(ValueError, match=r"not Hermitian at t = 0\.5"):
         cd.mesolve(H3 + 1j * np.eye(3), [L3], np.eye(3), [0.0, 1.0])
     with pytest.raises(RuntimeError, match="max_steps = 3"):
         cd.mesolve(H3, [L3], np.eye(3), [0.0, 9.0], method=diffrax.Tsit5(), max_steps=3)
