@@ -107,7 +107,7 @@ def bound_formed(G: Float[Array, "m m"]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.max(jnp.sum(A, 0)) * jnp.max(jnp.sum(A, 1)))
 
 
-def as_jumps(jump_ops: Sequence[Any], n: int, name: str) -> list[Hamiltonian]:
+def as_jumps(jump_ops: Any, n: int, name: str) -> list[Hamiltonian]:
     """Jump operators as sums of terms; arrays become constant ones."""
     if (hasattr(jump_ops, "ndim") and jump_ops.ndim == 2) or isinstance(jump_ops, Hamiltonian):
         raise TypeError(f"{name}: jump_ops must be a sequence of operators; put the one in a list.")
