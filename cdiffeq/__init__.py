@@ -18,6 +18,7 @@ from cdiffeq.schrodinger import Magnus as Magnus
 from cdiffeq.schrodinger import Result as Result
 from cdiffeq.schrodinger import SplitOperator as SplitOperator
 from cdiffeq.schrodinger import constant as constant
+from cdiffeq.schrodinger import mcsolve as mcsolve
 from cdiffeq.schrodinger import mesolve as mesolve
 from cdiffeq.schrodinger import modes as modes
 from cdiffeq.schrodinger import modulated as modulated

@@ -16,7 +16,7 @@ class Linear(eqx.Module):
     """The layer ``W x + b`` with complex weights.
 
     ``Linear(in, out, key)``; called with x of shape (in,), real or complex, it returns (out,). The weights
-    are drawn by `init`, `glorot` by default or `he`, the bias starts at zero, or is left out. `dtype` is that of
+    are drawn by `init`, `glorot` or `he`; the bias starts at zero, or is left out. `dtype` is that of
     the weights, complex128 by default where `jax_enable_x64` is on, else complex64. Calling raises
     `ValueError` for another shape. `jax.vmap` it over a batch.
 
