@@ -93,7 +93,7 @@ def least_squares(
         raise ValueError(f"{_NAME}: max_steps must be a positive integer, got {max_steps!r}.")
     names = real_names(params, layout)
     lower, upper = flat_bounds(_NAME, bounds, params, layout, names)
-    form = eqx.filter_eval_shape(residuals, params, data)
+    form = eqx.filter_eval_shape(_arrays, residuals, params, data)
     weights = _weights(form, sigma)
     count = int(np.sum(weights > 0))
 
@@ -192,8 +192,12 @@ def _jacobian(residuals: Any, layout: Layout, x: Array, data: Any) -> Array:
 
 
 def _flat_residuals(residuals: Any, layout: Layout, x: Array, data: Any) -> Array:
-    r = residuals(layout.unpack(x), data)
+    r = _arrays(residuals, layout.unpack(x), data)
     return Layout.of(r).pack(r)
+
+
+def _arrays(residuals: Any, params: Any, data: Any) -> Any:
+    return jax.tree.map(jnp.asarray, residuals(params, data))
 
 
 def _weights(r: PyTree[Any], sigma: Any) -> Float[np.ndarray, " n"]:
@@ -228,8 +232,8 @@ def _weights(r: PyTree[Any], sigma: Any) -> Float[np.ndarray, " n"]:
             ) from error
         both = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
         filled.append(one * (1 + 1j) if both else one)
-    weights = Layout.of(jax.tree.unflatten(tree, filled)).pack(jax.tree.unflatten(tree, filled))
-    return np.asarray(weights, np.float64)
+    weights = jax.tree.map(jnp.asarray, tree.unflatten(filled))
+    return np.asarray(Layout.of(weights).pack(weights), np.float64)
 
 
 def _covariance(J: Float[np.ndarray, "n N"], free: np.ndarray) -> Float[np.ndarray, "N N"]:
