@@ -347,7 +347,7 @@ def test_optax_with_real_and_imaginary_parts_apart(name: str):
         assert descend(optimizer, conjugate=True) > 1
     apart = optax.contrib.split_real_and_imaginary(optimizer)
     assert descend(apart, conjugate=True) < 1e-2
-    assert descend(apart, conjugate=False) > 50
+    assert not descend(apart, conjugate=False) < 1  # or NaN
 
 
 def test_lbfgs_of_optax_needs_the_conjugate_too():
