@@ -23,6 +23,7 @@ from cdiffeq.linalg._eigsh import eigsh as eigsh
 from cdiffeq.linalg._expm import expm as expm
 from cdiffeq.linalg._expm_multiply import expm_multiply as expm_multiply
 from cdiffeq.linalg._funm import funm as funm
+from cdiffeq.linalg._funm_multiply import funm_multiply as funm_multiply
 from cdiffeq.linalg._gmres import GMRES as GMRES
 from cdiffeq.linalg._ilu import ILU as ILU
 from cdiffeq.linalg._inverse import Slogdet as Slogdet

@@ -84,25 +84,29 @@ def funm(
     H = as_square("funm", "H", H)
     if H.shape[-1] == 0:
         raise ValueError(f"funm: H must have at least one row; got shape {H.shape}.")
-    function, params, others = _with_parameters(f, H)
-
-    def of_one(H):
-        finite = all_finite(H)
-        still = jnp.where(finite, hermitian(jax.lax.stop_gradient(H)), 0)
-        w, U = jnp.linalg.eigh(still, symmetrize_input=False)
-        fixed = jnp.where(finite, w, jnp.nan), U, others
-        return derivative_of(function, fixed, H, (), params)
-
+    function, params, others = with_parameters("funm", f, H.dtype)
+    of_one = lambda H: of_matrix(function, H, params, others)
     for _ in range(H.ndim - 2):
         of_one = jax.vmap(of_one)
     return of_one(H)
 
 
-def _with_parameters(
-    f: Callable[[Array], Array], H: Inexact[Array, "... n n"]
+def of_matrix(
+    f: Function, H: Inexact[Array, "n n"], params: PyTree[Array], others: list[Array]
+) -> Inexact[Array, "n n"]:
+    """f(H) of one matrix, with what `with_parameters` gives."""
+    finite = all_finite(H)
+    still = jnp.where(finite, hermitian(jax.lax.stop_gradient(H)), 0)
+    w, U = jnp.linalg.eigh(still, symmetrize_input=False)
+    fixed = jnp.where(finite, w, jnp.nan), U, others
+    return derivative_of(f, fixed, H, (), params)
+
+
+def with_parameters(
+    name: str, f: Callable[[Array], Array], dtype: Any
 ) -> tuple[Function, list[Array], list[Array]]:
     """f with what it closes over as arguments: traced values with derivatives, and others."""
-    real = jnp.finfo(H.dtype).dtype
+    real = jnp.finfo(dtype).dtype
 
     def of_scalar(x):
         y = f(x)
@@ -111,11 +115,11 @@ def _with_parameters(
 
     pure, out, consts = hoist(of_scalar, jax.ShapeDtypeStruct((), real))
     if getattr(out, "shape", None) != ():
-        raise ValueError(f"funm: f must return a scalar for a scalar; got {out}.")
+        raise ValueError(f"{name}: f must return a scalar for a scalar; got {out}.")
     if not jnp.issubdtype(out.dtype, jnp.inexact) or jnp.finfo(out.dtype).dtype != real:
         raise TypeError(
-            f"funm: f must return {real} or {jnp.result_type(real, jnp.complex64)} for a matrix of "
-            f"{H.dtype}; got {out.dtype}. Values that f closes over may be of another precision."
+            f"{name}: f must return {real} or {jnp.result_type(real, jnp.complex64)} for a matrix of "
+            f"{dtype}; got {out.dtype}. Values that f closes over may be of another precision."
         )
     moves = [is_traced(c) and jnp.issubdtype(c.dtype, jnp.inexact) for c in consts]
     known = [None if is_traced(c) else c for c in consts]
