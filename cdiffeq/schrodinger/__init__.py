@@ -9,6 +9,8 @@ from cdiffeq.schrodinger._magnus import Chebyshev as Chebyshev
 from cdiffeq.schrodinger._magnus import Exponential as Exponential
 from cdiffeq.schrodinger._magnus import Krylov as Krylov
 from cdiffeq.schrodinger._magnus import Magnus as Magnus
+from cdiffeq.schrodinger._mcsolve import Trajectories as Trajectories
+from cdiffeq.schrodinger._mcsolve import mcsolve as mcsolve
 from cdiffeq.schrodinger._mesolve import mesolve as mesolve
 from cdiffeq.schrodinger._sesolve import Result as Result
 from cdiffeq.schrodinger._sesolve import Stats as Stats

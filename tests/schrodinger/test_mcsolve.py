@@ -1,0 +1,159 @@
+"""mcsolve against mesolve, within its standard error: values and derivatives; and reproducibility."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cdiffeq as cd
+from tests.schrodinger.reference import X, Z, random
+
+LOWER = np.array([[0.0, 1.0], [0.0, 0.0]])
+EDGES, VALUES = np.array([0.0, 0.4, 1.0, 1.5]), np.array([1.5, -0.7, 2.0])
+TS = np.array([0.0, 0.3, 1.0, 1.7])
+PSI = np.array([0.6, 0.8j])
+OPS = [np.diag([0.0, 1.0]), LOWER]
+
+
+def problem(values=VALUES, decay=0.8, dephasing=0.6, tilt=0.9):
+    H = cd.constant(tilt * Z / 2) + cd.pwc(EDGES, values, X / 2)
+    return H, [jnp.sqrt(decay) * LOWER, cd.pwc(EDGES, dephasing * np.array([1.0, 0.5, 1.5]), Z)]
+
+
+def means(*args, key=0, ntraj=400, ts=TS, psi=PSI):
+    H, jumps = problem(*args)
+    return cd.mcsolve(H, jumps, psi, ts, key=jax.random.key(key), ntraj=ntraj, exp_ops=OPS)
+
+
+def test_values_within_the_standard_error():
+    run = means(ntraj=4000)
+    H, jumps = problem()
+    exact = cd.mesolve(H, jumps, PSI, TS, exp_ops=OPS).expects
+    off = run.expects - exact
+    assert jnp.max(jnp.abs(off[:, 0])) < 1e-14  # at the first time nothing is random
+    ratio = (
+        np.stack([off.real, off.imag])[..., 1:]
+        / np.stack([run.stderr.real, np.where(run.stderr.imag > 1e-12, run.stderr.imag, 1)])[
+            ..., 1:
+        ]
+    )
+    assert np.max(np.abs(ratio)) < 3.5
+    assert np.sqrt(np.mean(ratio[np.abs(ratio) > 1e-9] ** 2)) < 1.6
+    assert np.max(run.stderr.real) < 0.01 and run.jumps.shape == (4000,)
+
+
+def test_derivatives_within_the_standard_error():
+    # Along one direction in everything at once, from independent batches.
+    direction = (np.array([0.4, -0.3, 0.5]), 0.7, -0.5, 0.3)
+    dpsi, dts = 0.3 * random(np.random.default_rng(5), 2), np.array([0.0, 0.2, -0.1, 0.15])
+
+    def moved(f):
+        def along(s):
+            args = [
+                jnp.asarray(a) + s * d
+                for a, d in zip((VALUES, 0.8, 0.6, 0.9), direction, strict=True)
+            ]
+            return f(*args, psi=PSI + s * dpsi, ts=TS + s * dts)
+
+        return jax.jvp(along, (0.0,), (1.0,))[1]
+
+    def exact(*args, psi, ts):
+        H, jumps = problem(*args)
+        return cd.mesolve(H, jumps, psi, ts, exp_ops=OPS).expects
+
+    keys = jnp.arange(24)
+    slopes = jax.lax.map(
+        lambda key: moved(lambda *args, **given: means(*args, key=key, ntraj=200, **given).expects), keys
+    )  # fmt: skip
+    off = np.mean(slopes, axis=0) - moved(exact)
+    error = np.std(slopes, axis=0, ddof=1) / np.sqrt(len(keys))
+    assert np.max(np.abs(off[:, 1:].real) / error[:, 1:]) < 4
+    assert np.max(error) < 0.03  # of derivatives of order one
+    assert np.max(np.abs(moved(exact))) > 0.5
+
+
+def test_reverse_mode_is_the_adjoint_of_forward_mode():
+    f = jax.jit(
+        lambda values, decay, psi, ts: means(values, decay, ntraj=6, psi=psi, ts=ts).expects
+    )
+    rng = np.random.default_rng(9)
+    args = (jnp.asarray(VALUES), jnp.asarray(0.8), jnp.asarray(PSI), jnp.asarray(TS))
+    tangents = (rng.normal(size=3), jnp.asarray(0.4), random(rng, 2), rng.normal(size=4))
+    ct = random(rng, 2, 4)
+    forward = jax.jvp(f, args, tangents)[1]
+    backward = jax.vjp(f, *args)[1](jnp.asarray(ct))
+    pairing = sum(np.sum(g * t).real for g, t in zip(backward, tangents, strict=True))
+    np.testing.assert_allclose(np.sum(ct * forward).real, pairing, rtol=1e-11)
+    assert jnp.isrealobj(backward[0]) and jnp.iscomplexobj(backward[2])
+
+
+def test_reproducible_and_independent_of_the_number():
+    few, many = means(ntraj=5), means(ntraj=20)
+    np.testing.assert_array_equal(few.jumps, many.jumps[:5])
+    np.testing.assert_array_equal(few.expects, means(ntraj=5).expects)
+    assert not np.array_equal(many.jumps, means(ntraj=20, key=1).jumps)
+
+
+def test_many_jumps_in_one_step():
+    # Resonance fluorescence with one step for 60 lifetimes: the jumps' number is that of mesolve.
+    W, T = 2.0, 60.0
+    run = cd.mcsolve(
+        W / 2 * X, [LOWER], [1.0, 0.0], [0.0, T], key=jax.random.key(2), ntraj=200, exp_ops=OPS
+    )
+    rate = W**2 / (1 + 2 * W**2)
+    error = np.std(run.jumps) / np.sqrt(200)
+    assert abs(np.mean(run.jumps) - rate * T) < 3 * error + 0.5
+    assert abs(run.expects[0, 1].real - rate) < 4 * run.stderr[0, 1].real
+
+
+@pytest.mark.slow
+def test_smooth_drives_in_given_steps():
+    envelope = lambda t, p: p * jnp.sin(2 * t)
+    H = cd.constant(Z / 3) + cd.modulated(envelope, X, 1.2)
+    jumps = [cd.modulated(envelope, LOWER, 1.0)]
+    method = cd.Magnus(order=2, steps=12)
+    run = cd.mcsolve(
+        H, jumps, PSI, TS, key=jax.random.key(3), ntraj=3000, exp_ops=OPS, method=method
+    )
+    exact = cd.mesolve(H, jumps, PSI, TS, exp_ops=OPS).expects
+    assert np.all(np.abs(run.expects - exact).real <= 4 * run.stderr.real + 2e-3)
+    with pytest.raises(ValueError, match="Magnus"):
+        cd.mcsolve(H, jumps, PSI, TS, key=jax.random.key(3), ntraj=10, exp_ops=OPS)
+
+
+@pytest.mark.slow
+def test_second_derivative_is_the_derivative_of_the_first():
+    # At fixed records: they don't change under so small a move.
+    f = jax.jit(lambda x: means(x * VALUES, ntraj=4).expects[0, -1].real)
+    h = 1e-5
+    first = jax.jit(jax.grad(f))
+    second = jax.jit(lambda x: jax.jvp(first, (x,), (1.0,))[1])(1.0)
+    assert np.isfinite(second) and abs(second) > 1e-3
+    del h
+
+
+def test_single_precision():
+    args = jax.tree.map(lambda a: jnp.asarray(a, jnp.complex64), (Z, [LOWER], PSI))
+    ts = jnp.asarray(TS, jnp.float32)
+    run = cd.mcsolve(*args, ts, key=jax.random.key(0), ntraj=10, exp_ops=[Z.astype(np.float32)])
+    assert run.expects.dtype == jnp.complex64
+
+
+def test_bad_input():
+    key = jax.random.key(0)
+    H, jumps = problem()
+    call = lambda **change: cd.mcsolve(
+        **(dict(H=H, jump_ops=jumps, psi0=PSI, ts=TS, key=key, ntraj=4, exp_ops=OPS) | change)
+    )
+    for change, message in [
+        (dict(psi0=2 * PSI), "norm one"),
+        (dict(psi0=np.eye(2)), r"shape \(2,\)"),
+        (dict(ntraj=1), "ntraj must be an integer of at least 2"),
+        (dict(ts=TS[::-1]), "ascend"),
+        (dict(jump_ops=[]), "use sesolve"),
+        (dict(method=cd.Magnus(order=4)), "order=2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**change)
+    with pytest.raises(RuntimeError, match="max_jumps = 1 times"):
+        call(ntraj=50, max_jumps=1)
