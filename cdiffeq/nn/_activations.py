@@ -10,10 +10,10 @@ and 0 elsewhere. At z = 0 each has the value 0 and a finite derivative.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Inexact
 
 
-def modrelu(z: Complex[Array, "..."], b: ArrayLike) -> Complex[Array, "..."]:
+def modrelu(z: Inexact[Array, "..."], b: ArrayLike) -> Complex[Array, "..."]:
     """``relu(|z| + b) z / |z|``: shortens by -b, and keeps the phase.
 
     `z` complex, of any shape; `b` real, of a shape that broadcasts with it, usually a learned one with an
@@ -29,11 +29,11 @@ def modrelu(z: Complex[Array, "..."], b: ArrayLike) -> Complex[Array, "..."]:
         raise TypeError(f"modrelu: b must be real, got {b.dtype}.")
     size = jnp.abs(z)
     b = b.astype(size.dtype)
-    alive = (size + b > 0) & (size > 0)
-    return jnp.where(alive, z + b * z / jnp.where(size > 0, size, 1), 0)
+    silent = (size + b <= 0) | (size == 0)  # not for a NaN, which is to be seen
+    return jnp.where(silent, 0, z + b * z / jnp.where(size == 0, 1, size))
 
 
-def cardioid(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
+def cardioid(z: Inexact[Array, "..."]) -> Complex[Array, "..."]:
     """``(1 + cos(arg z)) / 2 z``: weakens z the further it points from the positive axis.
 
     `z` complex, of any shape and dtype, which the result has too. On the real axis it is max(z, 0). Raises
@@ -44,10 +44,10 @@ def cardioid(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
     """
     _require_complex("cardioid", z)
     size = jnp.abs(z)
-    return (1 + z.real / jnp.where(size > 0, size, 1)) / 2 * z
+    return (1 + z.real / jnp.where(size == 0, 1, size)) / 2 * z
 
 
-def zrelu(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
+def zrelu(z: Inexact[Array, "..."]) -> Complex[Array, "..."]:
     """z in the first quadrant, where its real and its imaginary part are positive, and 0 elsewhere.
 
     `z` complex, of any shape and dtype, which the result has too. Raises `TypeError` for a real z.
@@ -57,9 +57,10 @@ def zrelu(z: Complex[Array, "..."]) -> Complex[Array, "..."]:
     [1.+2.j 0.+0.j 0.+0.j]
     """
     _require_complex("zrelu", z)
-    return jnp.where((z.real > 0) & (jnp.imag(z) > 0), z, 0)
+    outside = (z.real <= 0) | (jnp.imag(z) <= 0)
+    return jnp.where(outside, 0 * z, z)  # 0 z, so that a NaN stays one
 
 
-def _require_complex(name: str, z: Complex[Array, "..."] | Float[Array, "..."]) -> None:
+def _require_complex(name: str, z: Inexact[Array, "..."]) -> None:
     if not jnp.iscomplexobj(z):
         raise TypeError(f"{name}: z must be complex, got {jnp.result_type(z)}.")

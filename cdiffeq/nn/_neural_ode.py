@@ -31,15 +31,15 @@ class NeuralODE(eqx.Module):
     """
 
     field: Callable[[Any, Any], Any]
-    duration: float
+    duration: float | int
     rtol: float = eqx.field(static=True)
     atol: float = eqx.field(static=True)
     options: dict[str, Any]
 
     def __init__(
         self,
-        field: Callable[[Any, Any], Any],
-        duration: float = 1.0,
+        field: Any,
+        duration: float | int = 1.0,
         *,
         rtol: float = 1e-3,
         atol: float = 1e-6,

@@ -16,7 +16,7 @@ from cdiffeq.wirtinger import adjoint_rule
 
 
 def linear_recurrence(
-    a: Inexact[Array, " state"], v: Inexact[Array, "length state"]
+    a: Inexact[Array, "..."], v: Inexact[Array, "..."]
 ) -> Inexact[Array, "length state"]:
     r"""All x of ``x_k = a x_(k-1) + v_k``, from ``x_(-1) = 0``, elementwise in the state.
 
@@ -51,7 +51,7 @@ def _recurrence(a, v):
 @_recurrence.def_tangent
 def _(args, x, dargs):
     (a, _), (da, dv) = args, dargs
-    return _recurrence(a, dv + da * _before(x))
+    return _recurrence(a, dv + da[None] * _before(x))
 
 
 @_recurrence.def_adjoint

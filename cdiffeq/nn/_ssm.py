@@ -61,7 +61,7 @@ class DiagonalSSM(eqx.Module):
         out_size: int,
         key: PRNGKeyArray,
         *,
-        steps: tuple[float, float] = (1e-3, 1e-1),
+        steps: tuple[float | int, float | int] = (1e-3, 1e-1),
         dtype: Any = None,
     ):
         dtype = complex_dtype("DiagonalSSM", dtype)
