@@ -96,12 +96,13 @@ def test_derivatives_in_a_space_smaller_than_the_matrix():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128])
 def test_against_finite_differences(dtype: Any):
     A, v = hermitian(6, dtype), random_array(np.random.default_rng(5), 6, dtype=dtype)
     modes = ("jvp", "vjp", "hvp") if dtype == np.complex128 else ("jvp", "vjp")
     a = jnp.asarray(0.3, jnp.finfo(dtype).dtype)
-    f = quick_jit(lambda a, A, v: funm_multiply(lambda x: jnp.sqrt(x + a), A, v))
+    half = lambda A: (A + jnp.conj(A.T)) / 2
+    f = jax.jit(lambda a, A, v: funm_multiply(lambda x: jnp.sqrt(x + a), half(A), v))
     check_rule(f, a, A, v, modes=modes, key=KEY)
 
 
