@@ -111,6 +111,7 @@ def test_the_summary_reads():
     assert all("+-" in row for row in rows[:-1]) and "strongest correlation" in rows[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [None, NOISE])
 def test_error_bars_cover_the_truth(sigma: Any):
     inside, count, pulls = 0, 60, []
@@ -183,6 +184,7 @@ def test_single_precision_stays():
     assert np.all(np.abs(off) < 0.02 * np.sqrt(np.diag(covariance)))
 
 
+@pytest.mark.slow
 def test_through_a_solver():
     # The Jacobian is the solver's tangent equations, and |z|^2 makes the field one that isn't holomorphic.
     field = lambda t, z, p: (p["gain"] - (1 + 2j) * jnp.abs(z) ** 2) * z
@@ -248,7 +250,7 @@ def valley(z: Any, _: Any) -> Any:
 LOWEST = np.exp(1j * np.array([0.0, 0.3, 0.9, 2.1]))
 
 
-@pytest.mark.parametrize("unit", [1.0, 1e-12])
+@pytest.mark.parametrize("unit", [1.0, pytest.param(1e-12, marks=pytest.mark.slow)])
 def test_minimise_goes_down_a_valley(unit: float):
     found = minimise(lambda z, _: unit * valley(z, _), jnp.full(4, 0.5 + 0.5j))
     np.testing.assert_allclose(found.params, LOWEST, rtol=2e-5)
@@ -313,7 +315,7 @@ def descend(optimizer: Any, conjugate: bool, steps: int = 1000) -> float:
     return float(bowl(run()[0]))
 
 
-SLOW = [name for name in OPTIMIZERS if name not in ("sgd", "adam", "lbfgs")]
+SLOW = [name for name in OPTIMIZERS if name not in ("sgd", "adam")]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +352,7 @@ def test_optax_with_real_and_imaginary_parts_apart(name: str):
     assert not descend(apart, conjugate=False) < 1  # or NaN
 
 
+@pytest.mark.slow
 def test_lbfgs_of_optax_needs_the_conjugate_too():
     loss = lambda z: valley(z, None)
     optimizer = optax.lbfgs()

@@ -28,7 +28,13 @@ def closed_form(d: np.ndarray) -> np.ndarray:
     return x[:2] + 1j * x[2:]
 
 
-@pytest.mark.parametrize("solver", [None, optimistix.NonlinearCG(rtol=1e-6, atol=1e-6)])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        None,
+        pytest.param(optimistix.NonlinearCG(rtol=1e-6, atol=1e-6), marks=pytest.mark.slow),
+    ],
+)
 def test_a_minimum_and_its_derivative(solver: Any):
     least = lambda d: minimise(quadratic, jnp.zeros(2, complex), d, solver=solver)
     along = random_array(RNG, 5)
@@ -75,10 +81,11 @@ def test_a_saddle_is_no_minimum():
     np.testing.assert_allclose(minimise(L, 0.1j), 1j / np.sqrt(2), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_flat_minimum_has_no_derivative():
     L = lambda z, a: jnp.abs(z - a) ** 4
     with pytest.raises(Exception, match="minimise: there is no derivative, as the Hessian"):
-        jax.block_until_ready(jax.grad(lambda a: minimise(L, 1 + 0j, a).real)(0.2j))
+        jax.block_until_ready(quick_jit(jax.grad(lambda a: minimise(L, 1 + 0j, a).real))(0.2j))
 
 
 @pytest.mark.parametrize(

@@ -202,10 +202,10 @@ def test_without_a_root():
     F = lambda z, a: jnp.abs(z) ** 2 + a + 1j * z.imag
     with pytest.raises(RuntimeError, match=r"root: .* residual has the norm 1\.\d+e\+00.* iterate"):
         root(F, 0.5 + 0.1j, 1.0)
-    z, report = root(F, 0.5 + 0.1j, 1.0, throw=False)
+    z, report = quick_jit(lambda a: root(F, 0.5 + 0.1j, a, throw=False))(1.0)
     assert np.isnan(z) and report.code != 0 and report.residual >= 1
     with pytest.raises(jax.errors.JaxRuntimeError, match="root: "):
-        jax.block_until_ready(jax.jit(lambda a: root(F, 0.5 + 0.1j, a))(1.0))
+        jax.block_until_ready(quick_jit(lambda a: root(F, 0.5 + 0.1j, a))(1.0))
 
 
 def test_too_few_steps():
@@ -216,8 +216,6 @@ def test_too_few_steps():
 def test_nan_stays_nan():
     with pytest.raises(RuntimeError, match="not finite"):
         root(resonator, 1 + 0j, KERR | {"kerr": np.nan})
-    z, _ = root(resonator, 1 + 0j, KERR | {"kerr": np.nan}, throw=False)
-    assert np.isnan(z)
 
 
 DOUBLE = {
@@ -227,6 +225,7 @@ DOUBLE = {
 }
 
 
+FAST = ("z^2 - 2 z + 1", "jvp")
 MODES = {
     "vjp": lambda f: jax.grad(lambda a: f(a).real),
     "jvp": lambda f: lambda a: jax.jvp(f, (a,), (1 + 0.3j,))[1],
@@ -236,7 +235,7 @@ MODES = {
 @pytest.mark.parametrize(
     "name, mode",
     [
-        pytest.param(name, mode, marks=[pytest.mark.slow] if name != "z^2 - 2 z + 1" else [])
+        pytest.param(name, mode, marks=[] if (name, mode) == FAST else [pytest.mark.slow])
         for name in DOUBLE
         for mode in MODES
     ],
@@ -250,6 +249,7 @@ def test_a_singular_root_has_no_derivative(name: str, mode: str):
     assert np.isnan(quick_jit(quiet)(a))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_root_near_a_singular_one_has_a_derivative(mode: str):
     for F, z in ((DOUBLE["z^2"][0], 1e-3), (DOUBLE["z^2 - 2 z + 1"][0], 1e-3)):
