@@ -170,10 +170,14 @@ def _site_diagonals(M: Array) -> list[tuple[int, Array]]:
     """The cyclic diagonals v_s[i] = M[i, i - s] of a matrix; of a known one those that aren't zero."""
     d = M.shape[0]
     rows = np.arange(d)
-    found = [(s, M[rows, (rows - s) % d]) for s in range(d)]
     if is_traced(M):
-        return found
-    return [(s, v) for s, v in found if np.any(v)] or found[:1]
+        return [(s, M[rows, (rows - s) % d]) for s in range(d)]
+    M = np.asarray(M)
+    found = [(s, M[rows, (rows - s) % d]) for s in range(d)]
+    # Of equal entries one is enough, which doesn't have to be looked up.
+    short = lambda v: v[:1] if np.all(v == v[0]) else v
+    found = [(s, short(v)) for s, v in found if np.any(v != 0)] or found[:1]
+    return [(s, as_array("a diagonal", v)) for s, v in found]
 
 
 def _terms(A: Diagonals) -> list[tuple[Array, tuple[int, ...]]]:

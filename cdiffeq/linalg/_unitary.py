@@ -34,7 +34,8 @@ from jaxtyping import Array, Complex, Float, Int
 
 from cdiffeq.linalg._arnoldi import two_norm
 
-_LARGEST = 16.0  # radius of one sum; a larger B is taken in equal parts
+# Radii of one sum; a larger B is taken in equal parts. On the way back shorter ones cost less, of lower rank.
+_LARGEST, _LARGEST_BACK = 32.0, 8.0
 _BLOCK = 6  # terms whose vectors are kept until they are added, all at once, by a matrix product
 _MOST_PARTS = 2**20
 
@@ -42,39 +43,41 @@ Apply = Callable[[Complex[Array, "n k"]], Complex[Array, "n k"]]
 
 
 class Table(NamedTuple):
-    """For each radius, ascending, the number of terms, the coefficients g_k(1), and the rows u_r of G."""
+    """For each radius, ascending, the number of terms and the coefficients g_k(1); and the rows u_r of G, for
+    those of the radii that are used on the way back."""
 
     radii: Float[Array, " levels"]
     terms: Int[Array, " levels"]
     g: Float[Array, "levels terms"]
-    u: Float[Array, "levels rank terms"]
+    u: Float[Array, "few rank terms"]
 
 
 @functools.cache
 def _table(single: bool) -> tuple[np.ndarray, ...]:
     tol = 2e-9 if single else 1e-17
-    radii = np.concatenate([[1e-8, 1e-5], 2.0 ** np.arange(-12, 0), 2 ** (np.arange(17) / 4)])
-    assert radii[-1] == _LARGEST
+    steps = np.arange(4 * np.log2(_LARGEST) + 1)
+    radii = np.concatenate([[1e-8, 1e-5], 2.0 ** np.arange(-12, 0), 2 ** (steps / 4)])
     nodes, weights = np.polynomial.legendre.leggauss(64)
     nodes, weights = (nodes + 1) / 2, weights / 2
-    k = np.arange(80)
+    k = np.arange(120)
     bessel = lambda rho: (2.0 - (k == 0))[:, None] * scipy.special.jv(k[:, None], rho)
     count, values, rows = [], [], []
     for rho in radii:
         g = bessel(np.array([rho]))[:, 0]
         few = int(np.max(np.flatnonzero(np.abs(g) > tol))) + 1
         few = max(few, 3)
-        of_s = bessel(rho * nodes)[:few]
-        power, vectors = np.linalg.eigh((of_s * weights) @ of_s.T)
-        keep = power > 10 * tol * power[-1]
-        u = (np.sqrt(power[keep]) * vectors[:, keep]).T[::-1]
         count.append(few)
         values.append(g[:few])
-        rows.append(u)
-    terms = -(-max(count) // _BLOCK) * _BLOCK
+        if rho <= _LARGEST_BACK:
+            of_s = bessel(rho * nodes)[:few]
+            power, vectors = np.linalg.eigh((of_s * weights) @ of_s.T)
+            keep = power > 10 * tol * power[-1]
+            rows.append((np.sqrt(power[keep]) * vectors[:, keep]).T[::-1])
+    padded = lambda sizes: -(-max(sizes) // _BLOCK) * _BLOCK
     rank = max(len(u) for u in rows)
-    g = np.stack([np.pad(g, (0, terms - len(g))) for g in values])
-    u = np.stack([np.pad(u, ((0, rank - len(u)), (0, terms - u.shape[1]))) for u in rows])
+    fit = lambda a, shape: np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)])
+    g = np.stack([fit(g, (padded(count),)) for g in values])
+    u = np.stack([fit(u, (rank, padded(count[: len(rows)]))) for u in rows])
     return radii, np.array(count, np.int32), g, u
 
 
@@ -87,7 +90,8 @@ def make_table(dtype: Any) -> Table:
 
 
 class Plan(NamedTuple):
-    """How exp(-iB) is taken: in equal parts of B, each by the sum of one level of the table."""
+    """How exp(-iB) is taken: in equal parts of B, each by the sum of one level of the table; B - center has a
+    spectrum within `radius`."""
 
     parts: Int[Array, ""]
     level: Int[Array, ""]
@@ -95,16 +99,20 @@ class Plan(NamedTuple):
     radius: Float[Array, ""]
 
 
-def make_plan(center: Float[Array, ""], radius: Float[Array, ""], table: Table) -> Plan:
-    """For a B whose spectrum is within `radius` of `center`; without derivatives."""
+def make_plan(
+    center: Float[Array, ""], radius: Float[Array, ""], table: Table, back: bool = False
+) -> Plan:
+    """For a B whose spectrum is within `radius` of `center`, there or back; without derivatives."""
     center, radius = jax.lax.stop_gradient((center, radius))
-    parts = jnp.clip(jnp.ceil(jnp.nan_to_num(radius / table.radii[-1], nan=1)), 1, _MOST_PARTS)
+    levels = len(table.u) if back else len(table.radii)
+    largest = table.radii[levels - 1]
     # Beyond what can be done nothing plausible comes out.
-    radius = jnp.where(radius <= _MOST_PARTS * table.radii[-1], radius, jnp.nan)
-    level = jnp.searchsorted(table.radii, radius / parts)
-    level = jnp.minimum(level, len(table.radii) - 1)
-    scale = jnp.where(jnp.isnan(radius), radius, parts * table.radii[level])
-    return Plan(parts.astype(jnp.int32), level, center, scale)
+    radius = jnp.where(radius <= _MOST_PARTS * largest, radius, jnp.nan)
+    parts = jnp.clip(jnp.ceil(jnp.nan_to_num(radius / largest, nan=1)), 1, _MOST_PARTS)
+    level = jnp.searchsorted(table.radii[:levels], radius / parts)
+    level = jnp.minimum(level, levels - 1)
+    radius = jnp.where(jnp.isnan(radius), radius, parts * table.radii[level])
+    return Plan(parts.astype(jnp.int32), level, center, radius)
 
 
 def exponential_action(
@@ -139,7 +147,7 @@ def exponential_back(
 ) -> tuple[Complex[Array, "n k"], Complex[Array, "n k"], Any]:
     """The state and the costate before exp(-iB) from those after it, and `zeros` plus the gradient of B.
 
-    ``pull(L, P)`` is the gradient of what B depends on, where that of B is ``L P^H``.
+    `plan` is one of the way back. ``pull(L, P)`` is the gradient of what B depends on, where that of B is ``L P^H``.
     """
     k = psi.shape[1]
     step = _recurrence(apply, plan, 1)

@@ -177,7 +177,7 @@ class ChebyshevSteps(Stepper):
                 return pull_back(product, params, x)[1](L)
 
             B = exponents.at(r)
-            plan = _plan(B, known, table)
+            plan = _plan(B, known, table, back=True)
             return exponential_back(B.mm, pull, gradient, psi, lam, plan, table)
 
         zeros = jax.tree.map(jnp.zeros_like, (params, x))
@@ -248,12 +248,12 @@ def first(x: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda a: a[0], x)
 
 
-def _plan(B: Sum, known: list[Disc], table: Table) -> Plan:
+def _plan(B: Sum, known: list[Disc], table: Table, back: bool = False) -> Plan:
     """The plan of exp(-iB); operators that depend on time are asked for their discs at this time."""
     B = jax.lax.stop_gradient(B)
     late = [disc(A) for A in B.operators[len(known) :]]
     center, radius = combined(B.factors, [*known, *late])
-    return make_plan(jnp.real(center).astype(radius.dtype), radius, table)
+    return make_plan(jnp.real(center).astype(radius.dtype), radius, table, back)
 
 
 def _breach(kept: Array, psi: Complex[Array, "n k"]) -> Array:
