@@ -20,7 +20,7 @@ right, what is behind has a resonance of its own (L2, C2). The nodes' voltages v
 with y = 1/R, j 2 pi f C or 1 / (j 2 pi f L) between the nodes a and b, and without ground's row and
 column. A source of 1 V behind Z0 = 50 Ohm feeds the port, so i = e_1 / Z0, and the reflection is
 S = 2 v_1 - 1. All frequencies are one batched solve; the Jacobian goes through it in forward mode.
-Least squares finds the logarithms of the elements, so that these stay positive.
+`cd.fit.least_squares` finds the logarithms of the elements, so that these stay positive.
 
 No circuit of a few elements fits to the noise. What is left over is smooth in part, neighbours resemble
 each other (correlation rho): the error bars come from it, and are wider by ((1 + rho) / (1 - rho))^1/2
@@ -38,7 +38,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from scipy.optimize import least_squares
 
 import cdiffeq as cd
 
@@ -106,19 +105,12 @@ def reflection(name, logs, f):
 
 
 def fit(name, f, measured):
-    """Estimate and covariance of the logarithms, what is left over (2, frequency), and its rho."""
-
-    @jax.jit
-    def residuals(logs):
-        left = reflection(name, logs, f) - measured
-        return jnp.concatenate([left.real, left.imag])
-
+    """Estimate of the logarithms, their error bars, what is left over (frequency,), and its rho."""
     start = np.log([value for *_, value in CIRCUITS[name].values()])
-    found = least_squares(residuals, start, jax.jit(jax.jacfwd(residuals)), x_scale="jac")
-    left = found.fun.reshape(2, -1)
-    rho = np.sum(left[:, 1:] * left[:, :-1]) / np.sum(left**2)
-    variance = np.sum(left**2) / (left.size - len(start)) * (1 + rho) / (1 - rho)
-    return found.x, variance * np.linalg.inv(found.jac.T @ found.jac), left, rho
+    found = cd.fit.least_squares(lambda logs, S: reflection(name, logs, f) - S, start, measured)
+    left = np.asarray(found.residuals)
+    rho = np.vdot(left[1:], left[:-1]).real / np.vdot(left, left).real
+    return found.params, found.stderr * np.sqrt((1 + rho) / (1 - rho)), left, rho
 
 
 def draw(file, f, measured, fits):
@@ -153,7 +145,7 @@ def draw(file, f, measured, fits):
         axes[0].plot(fine, decibels(S), **style)
         axes[1].plot(fine, degrees(S), **style)
         axes[2].plot(S.real, S.imag, **style)
-        axes[3].plot(f, np.hypot(*left), **style)
+        axes[3].plot(f, np.abs(left), **style)
     axes[0].set(title="(a) magnitude", ylabel="$|S|$ (dB)")
     axes[1].set(title="(b) phase", ylabel="phase of $S$ (degrees)")
     axes[2].set(title="(c) Smith chart", xlabel="Re $S$", ylabel="Im $S$", aspect="equal")
@@ -187,12 +179,10 @@ def main() -> int:
     f, measured = read_touchstone(DATA)
     fits, rms = {}, {}
     for name in list(CIRCUITS)[: 1 if given.quick else None]:
-        fits[name] = logs, covariance, left, rho = fit(name, f, measured)
-        rms[name] = np.sqrt(np.mean(np.sum(left**2, axis=0)))
+        fits[name] = logs, bars, left, rho = fit(name, f, measured)
+        rms[name] = np.sqrt(np.mean(np.abs(left) ** 2))
         print(f"{name}: {rms[name]:.4f} left over (rms of |fit - measured|), rho {rho:.2f}")
-        for element, log, bar in zip(
-            CIRCUITS[name], logs, np.sqrt(np.diag(covariance)), strict=True
-        ):
+        for element, log, bar in zip(CIRCUITS[name], logs, bars, strict=True):
             value, unit = np.exp(log), UNITS[element[0]][1]
             print(f"  {element:4}{value:9.2f} +- {value * bar:5.2f} {unit}")
         estimates = dict(zip(CIRCUITS[name], np.exp(logs), strict=True))
