@@ -11,8 +11,9 @@ A *record* r is the list of a trajectory's jumps, times and channels. Without an
     tr(E rho) = sum_r <phi_r|E|phi_r>,       d tr(E rho) = mean over records of  d<phi_r|E|phi_r> / |phi_r|^2
 
 at fixed r: no jump moves in the derivative, which is smooth and without bias. It is the pathwise derivative
-and that of the likelihood of the record in one. Since ``sum_r d|phi_r|^2 = 0``, E may be replaced by E - b,
-with b the mean of all other trajectories, which takes much of the variance away and adds no bias.
+and that of the likelihood of the record in one. Since ``sum_r |phi_r|^2 = |psi0|^2``, E may be replaced by
+E - b and ``b |psi0|^2`` be added, with b the mean of all other trajectories, which takes much of the variance
+away and adds no bias.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ def mcsolve(
     trajectory jumps more than `max_jumps` times or a number isn't finite.
 
     **Derivatives** of `.expects`: jvp, vjp and second derivatives with respect to everything in H and the
-    jump operators, psi0 and ts. They are estimates without bias of those of `mesolve` (for Magnus: of its steps), by the
-    likelihood ratio and the pathwise derivative of the ket at a fixed record of jumps, with the mean of the
-    other trajectories as baseline. **Their variance grows with the number of jumps** that
+    jump operators, psi0 and ts. They are estimates without bias of those of `mesolve` (for Magnus: of its
+    steps), by the likelihood ratio and the pathwise derivative of the ket at a fixed record of jumps, with
+    the mean of the other trajectories as baseline. **Their variance grows with the number of jumps** that
     the parameter has a part in. A rate that is exactly zero makes no jumps: its derivative misses what they
     would have done.
 
@@ -366,18 +367,20 @@ def _mean(
 
 
 def _along_records(args):
-    """For chunks of trajectories, what the mean moves with: a list of (function of the arguments) by scan."""
+    """What the mean moves with, a function of a chunk of trajectories, and all the chunks."""
     _, _, _, _, fixed, values, path, replay = args
     ntraj = len(values)
     size = max(d for d in range(1, min(64, ntraj) + 1) if ntraj % d == 0)
-    baseline = (jnp.sum(values, axis=0) - values) / (ntraj - 1)
+    baseline = (jnp.sum(values, axis=0, keepdims=True) - values) / (ntraj - 1)
     chunk = lambda a: a.reshape(ntraj // size, size, *a.shape[1:])
     chunks = jax.tree.map(chunk, (path, baseline))
 
     def total(diff, chunk):
-        """The sum of <phi|E - b|phi> over a chunk, (exp_op, time)."""
-        one = lambda path, b: _replay(replay, fixed, *diff, path, b)
-        return jnp.sum(jax.vmap(one)(*chunk), axis=0) / ntraj
+        """The sum of <phi|E - b|phi> / |phi|^2 over a chunk, (exp_op, time)."""
+        # Of all records together |phi_r|^2 is |psi0|^2, which may move.
+        weight = _square(diff[2]) / jax.lax.stop_gradient(_square(diff[2]))
+        centre = weight * jnp.sum(chunk[1], axis=0)
+        return (_replay(replay, fixed, *diff, *chunk) + centre) / ntraj
 
     return total, chunks
 
@@ -404,14 +407,14 @@ def _adjoint(args, out, g):
 
 
 def _replay(replay, fixed, params, xs, psi0, operators, path, baseline):
-    """<phi|E - b|phi> / |phi|^2 of one trajectory, (exp_op, time), whose divisor doesn't move.
+    """The sum of <phi|E - b|phi> / |phi|^2 over trajectories, (exp_op, time); the divisor doesn't move.
 
     In a derivative backward only the kets between stretches are kept.
     """
     held = jax.lax.stop_gradient
 
-    def stretch(psi, given):
-        step, begin, end, channel, slot = given
+    def single(psi, step, begin, end, channel, slot, baseline):
+        """One stretch of one trajectory: the ket after it, and what is saved there."""
         hK, L, h, _ = replay.generator(params, fixed, jax.tree.map(lambda a: a[step], xs))
         psi = expm((end - begin).astype(h.dtype) * hK) @ psi
         # The density of a jump's time, as a fraction of the step, has a factor h.
@@ -420,14 +423,23 @@ def _replay(replay, fixed, params, xs, psi0, operators, path, baseline):
         psi = jnp.where(channel >= 0, jumped, psi)
         psi = psi / held(jnp.linalg.norm(psi))
         b = baseline.at[:, slot].get(mode="fill", fill_value=0)
-        centred = jnp.einsum("a,eab,b->e", psi.conj(), operators, psi) - b * jnp.vdot(psi, psi)
-        return psi, centred
+        return psi, jnp.einsum("a,eab,b->e", psi.conj(), operators, psi) - b * jnp.vdot(psi, psi)
 
-    path = Path(*path)
-    psi0 = psi0 / held(jnp.linalg.norm(psi0))
-    _, values = jax.lax.scan(jax.checkpoint(stretch), psi0, tuple(path))
+    def stretch(psi, given):
+        # Beyond the last stretch of the longest trajectory nothing is left to do.
+        busy = jnp.any(
+            (given.end > given.begin) | (given.slot < replay.saves) | (given.channel >= 0)
+        )
+        rest = lambda psi, _: (psi, jnp.zeros((len(psi), len(operators)), psi.dtype))
+        work = lambda psi, given: jax.vmap(single)(psi, *given, baseline)
+        return jax.lax.cond(busy, work, rest, psi, given)
+
+    ntraj = len(path.step)
+    psi = jnp.broadcast_to(psi0 / held(jnp.linalg.norm(psi0)), (ntraj, *psi0.shape))
+    turned = jax.tree.map(lambda a: a.T, path)
+    _, values = jax.lax.scan(jax.checkpoint(stretch), psi, turned)
     saved = jnp.zeros((replay.saves, len(operators)), values.dtype)
-    return saved.at[path.slot].set(values, mode="drop").T
+    return saved.at[turned.slot].add(values, mode="drop").T
 
 
 _NORMALISED = 1e-4
