@@ -1,6 +1,7 @@
 """A chain of spins: the gradient of a state transfer with respect to every sample of two global fields.
 
-    i dpsi/dt = (sum_j Z_j Z_(j+1) + u_x(t) sum_j X_j + u_z(t) sum_j Z_j) psi,    loss = 1 - |<target|psi(T)>|^2
+    i dpsi/dt = (sum_j Z_j Z_(j+1) + u_x(t) sum_j X_j + u_z(t) sum_j Z_j) psi,    loss = 1 -
+    |<target|psi(T)>|^2
 
 in 100 slices of length 0.2, from all spins up. The target is what a nearby pulse reaches.
 """
@@ -91,9 +92,7 @@ def reference(problem: Instance) -> Reference:
         u = problem.amplitudes[:, k]
         states = exponentials(problem, u, psis[k], list(times))
         costates = exponentials(problem, u, costate, list(times - DT))
-        for j, control in enumerate(
-            (lambda v: sum_x(v, problem.spins), lambda v: problem.z * v)
-        ):
+        for j, control in enumerate((lambda v: sum_x(v, problem.spins), lambda v: problem.z * v)):
             both = zip(weights, costates, states, strict=True)
             change = sum(w * np.vdot(b, -1j * control(a)) for w, b, a in both)
             gradient[j, k] = -2 * np.real(np.conj(overlap) * change)

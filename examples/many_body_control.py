@@ -3,8 +3,8 @@
     H(t) = -J sum_j Z_j Z_(j+1) + u_x(t) sum_j X_j + u_z(t) sum_j Z_j
 
 All spins begin along x, the ground state of a strong transverse field. The fields are constant in 100 slices;
-their gradient comes from the Schroedinger equation run backward, in the memory of a few dozen states, and Adam
-follows it. No matrix of the chain is ever formed.
+their gradient comes from the Schroedinger equation run backward, in the memory of a few dozen states, and
+Adam follows it. No matrix of the chain is ever formed.
 
     python examples/many_body_control.py --spins 10 --out ghz.png
 """
@@ -21,7 +21,7 @@ import optax
 import cdiffeq as cd
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 jax.config.update("jax_enable_x64", True)
 

@@ -2,9 +2,9 @@
 
     i dpsi/dt = (p^2 / 2 + V(x, y)) psi
 
-A packet runs at a barrier that is higher than its energy. Its height along the wall, a sum of a few bumps with the
-same amount of material, is shaped by the gradient of the probability behind the wall; in the end there
-are two slits. The potential at every point has a gradient, by one run of the Schroedinger equation backward.
+A packet runs at a barrier that is higher than its energy. The barrier's height along the wall, a sum of
+bumps of a given total, is shaped by the gradient of the probability behind the wall: a gate opens. The
+potential at every point has a gradient, by one run of the Schroedinger equation backward.
 
     python examples/wavepacket.py --out wavepacket.png
 """
@@ -21,7 +21,7 @@ import optax
 import cdiffeq as cd
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 jax.config.update("jax_enable_x64", True)
 
@@ -63,7 +63,9 @@ def draw(path, grid, barriers, frames, ts, probabilities):
     ):
         for axis, t, psi in zip(row, ts, states, strict=True):
             density = np.abs(psi.reshape(grid.points).T) ** 2
-            axis.imshow(density**0.5, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=0.25)
+            axis.imshow(
+                density**0.5, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=0.25
+            )
             levels = [0.5 * MOMENTUM**2]
             axis.contour(grid.x, grid.y, barrier, levels, colors="white", linewidths=0.8)
             axis.set(xlim=(-12, 13), ylim=(-9, 9), title=f"t = {t:.2g}", xlabel="x")

@@ -23,8 +23,8 @@ def operator(
     - `A`: an array (n, n), a matrix of `scipy.sparse`, a BCOO or BCSR matrix of JAX, a `Qobj` of QuTiP, an
       operator of lineax, or a function x -> A x of vectors (n,), linear over the complex numbers.
     - `n`, `dtype`: of the vectors that a function acts on; complex by default.
-    - `bounds`: the lowest and the highest eigenvalue of a Hermitian A, or bounds of them. Where nothing is known
-      Lanczos' process looks for them, which takes 30 products.
+    - `bounds`: the lowest and the highest eigenvalue of a Hermitian A, or bounds of them. Where nothing is
+      known Lanczos' process looks for them, which takes 30 products.
 
     Raises `TypeError` for a function without n, and for what stands for no operator.
 
@@ -63,7 +63,8 @@ def spectral_bounds(A: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def is_hermitian(A: Any) -> bool:
-    """Whether A^H = A, to rounding: of a dense matrix all entries are compared, of others two random products.
+    """Whether A^H = A, to rounding: of a dense matrix all entries are compared, of others two random
+    products.
 
     >>> cd.linalg.is_hermitian(np.array([[0.0, 1j], [-1j, 0.0]])), cd.linalg.is_hermitian(1j * np.eye(2))
     (True, False)

@@ -4,8 +4,8 @@ On the states of sites with d_1, ..., d_m levels, with shifts s that wrap around
 
     (A x)[i_1, ..., i_m] = sum_g D_g[i_1, ..., i_m] x[i_1 - s_g1, ..., i_m - s_gm].
 
-One site of n levels is a matrix stored by diagonals. A product of matrices of single sites is the sum over the
-products of their diagonals, each D_g a small tensor over those sites alone: a Pauli matrix flips a bit or
+One site of n levels is a matrix stored by diagonals. A product of matrices of single sites is the sum over
+the products of their diagonals, each D_g a small tensor over those sites alone: a Pauli matrix flips a bit or
 turns a sign. A product with a vector costs what the non-zeros cost, and moves no memory but x and y.
 """
 
@@ -114,11 +114,11 @@ def diagonals(values: Any, offsets: Sequence[int] = (0,)) -> Diagonals:
     sizes = {v.size + abs(o) for v, o in zip(vectors, offsets, strict=True)}
     if len(sizes) != 1 or any(v.ndim != 1 for v in vectors):
         raise ValueError(
-            f"diagonals: vectors of shapes {[v.shape for v in vectors]} aren't the diagonals {tuple(offsets)} "
-            "of one matrix."
+            f"diagonals: vectors of shapes {[v.shape for v in vectors]} aren't the diagonals "
+            f"{tuple(offsets)} of one matrix."
         )
     n = sizes.pop()
-    terms = []
+    terms: list[tuple[Array, tuple[int, ...]]] = []
     for i, (v, o) in enumerate(zip(vectors, offsets, strict=True)):
         require_finite(f"diagonals: values[{i}]", v)
         terms.append((jnp.pad(v, (max(0, -o), max(0, o))), (-o % n,)))
@@ -130,8 +130,8 @@ def kron(dims: Sequence[int], factors: Mapping[int, Any]) -> Diagonals:
 
     `dims`: the levels of each site, the first site's index the slowest (as `numpy.kron` has it). `factors`:
     for some sites, by number, a matrix (d, d), real or complex: an array, a `scipy.sparse` or a QuTiP one.
-    Sums of such operators are one operator. Entries known to be zero cost nothing; with all of a traced matrix
-    the cost is its d diagonals. Raises `ValueError` for a site or a shape that doesn't fit.
+    Sums of such operators are one operator. Entries known to be zero cost nothing; with all of a traced
+    matrix the cost is its d diagonals. Raises `ValueError` for a site or a shape that doesn't fit.
 
     >>> Z, X = np.diag([1.0, -1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
     >>> H = cd.linalg.kron((2, 2), {0: Z, 1: Z}) + 0.5 * cd.linalg.kron((2, 2), {1: X})
@@ -172,8 +172,8 @@ def _site_diagonals(M: Array) -> list[tuple[int, Array]]:
     rows = np.arange(d)
     if is_traced(M):
         return [(s, M[rows, (rows - s) % d]) for s in range(d)]
-    M = np.asarray(M)
-    found = [(s, M[rows, (rows - s) % d]) for s in range(d)]
+    known = np.asarray(M)
+    found = [(s, known[rows, (rows - s) % d]) for s in range(d)]
     # Of equal entries one is enough, which doesn't have to be looked up.
     short = lambda v: v[:1] if np.all(v == v[0]) else v
     found = [(s, short(v)) for s, v in found if np.any(v != 0)] or found[:1]
@@ -187,8 +187,8 @@ def _terms(A: Diagonals) -> list[tuple[Array, tuple[int, ...]]]:
 def _gathered(terms: list[tuple[Array, tuple[int, ...]]], dims: tuple[int, ...]) -> Diagonals:
     """The operator of these diagonals, where those that can be added without growing are added up.
 
-    All of the main diagonal are one: it is half the size of a state, where a sum of many has to be formed anew
-    in each product.
+    All of the main diagonal are one: it is half the size of a state, where a sum of many has to be formed
+    anew in each product.
     """
     sums: dict[Any, Array] = {}
     for D, shift in terms:

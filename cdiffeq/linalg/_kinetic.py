@@ -27,8 +27,8 @@ class Grid(eqx.Module):
 
     - `lengths`: of the box along each axis; `points`: how many along each, best with small prime factors.
 
-    `x`, `y`, `z` are the coordinates of all points, ``-L/2, -L/2 + dx, ...``, of shape `points`; `cell` is the
-    volume of one, by which ``sum(abs(psi)**2) * cell`` is a probability. Raises `ValueError` for other
+    `x`, `y`, `z` are the coordinates of all points, ``-L/2, -L/2 + dx, ...``, of shape `points`; `cell` is
+    the volume of one, by which ``sum(abs(psi)**2) * cell`` is a probability. Raises `ValueError` for other
     numbers of axes.
 
     >>> grid = cd.linalg.Grid((4.0,), (4,))
@@ -98,12 +98,13 @@ class KineticPotential(Operator):
     **Arguments**
 
     - `grid`: a `Grid`.
-    - `potential`: V at each point, real or (absorbing) complex, of the shape of the grid or flat; 0 by default.
+    - `potential`: V at each point, real or (absorbing) complex, of the shape of the grid or flat; 0 by
+      default.
     - `mass`: a number, 1 by default. hbar = 1.
 
-    Its states are vectors (n,) of the values on the grid, flattened; ``psi.reshape(grid.points)`` is back. The
-    gradient in `potential` is a number for each point. **Cost**: two transforms, O(n log n). Raises `ValueError`
-    for a potential of another shape.
+    Its states are vectors (n,) of the values on the grid, flattened; ``psi.reshape(grid.points)`` is back.
+    The gradient in `potential` is a number for each point. **Cost**: two transforms, O(n log n). Raises
+    `ValueError` for a potential of another shape.
 
     >>> grid = cd.linalg.Grid((20.0,), (64,))
     >>> H = cd.linalg.KineticPotential(grid, grid.x**2 / 2)

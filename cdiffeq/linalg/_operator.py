@@ -357,7 +357,8 @@ class Sparse(Operator):
 def gershgorin(
     diagonal: Inexact[Array, " n"], rows: Float[Array, " n"], columns: Float[Array, " n"]
 ) -> Disc:
-    """A disc around <x, A x>, from A's diagonal and the sums of moduli of the other entries of rows and columns.
+    """A disc around <x, A x>, from A's diagonal and the sums of moduli of the other entries of rows and
+    columns.
 
     The sums of the rows and columns are averaged: those of the Hermitian part of exp(i phi) A for each phi.
     """

@@ -3,8 +3,8 @@ r"""Phase factors ``exp(-i phi)`` of real phi.
     tangent    dE = -i E dphi           adjoint    g_phi = <-i E, g>
 
 In double precision by the reduction of Cody and Waite to |r| <= pi/4 and the polynomials of fdlibm (Sun
-Microsystems 1993, k_sin.c and k_cos.c): XLA makes vector instructions of them, and calls the functions of the C
-library one number at a time, which takes four times as long on a CPU. The error is 2 eps, and eps |phi|
+Microsystems 1993, k_sin.c and k_cos.c): XLA makes vector instructions of them, and calls the functions of
+the C library one number at a time, which takes four times as long on a CPU. The error is 2 eps, and eps |phi|
 beyond |phi| = 1e6.
 """
 

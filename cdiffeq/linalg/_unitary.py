@@ -1,4 +1,5 @@
-r"""exp(-iB) of a Hermitian operator on vectors, and its derivative in B, by Chebyshev polynomials run both ways.
+r"""exp(-iB) of a Hermitian operator on vectors, and its derivative in B, by Chebyshev polynomials run both
+ways.
 
 With B = c + rho A', the spectrum of A' in [-1, 1], and J_k Bessel's functions (Tal-Ezer and Kosloff 1984,
 doi:10.1063/1.448136),
@@ -147,7 +148,8 @@ def exponential_back(
 ) -> tuple[Complex[Array, "n k"], Complex[Array, "n k"], Any]:
     """The state and the costate before exp(-iB) from those after it, and `zeros` plus the gradient of B.
 
-    `plan` is one of the way back. ``pull(L, P)`` is the gradient of what B depends on, where that of B is ``L P^H``.
+    `plan` is one of the way back. ``pull(L, P)`` is the gradient of what B depends on, where that of B is
+    ``L P^H``.
     """
     k = psi.shape[1]
     step = _recurrence(apply, plan, 1)

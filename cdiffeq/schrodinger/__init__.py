@@ -16,7 +16,7 @@ from cdiffeq.schrodinger._sesolve import Result as Result
 from cdiffeq.schrodinger._sesolve import Stats as Stats
 from cdiffeq.schrodinger._sesolve import propagator as propagator
 from cdiffeq.schrodinger._sesolve import sesolve as sesolve
-from cdiffeq.schrodinger._steadystate import steadystate as steadystate
 from cdiffeq.schrodinger._spins import modes as modes
 from cdiffeq.schrodinger._spins import spin_chain as spin_chain
 from cdiffeq.schrodinger._split import SplitOperator as SplitOperator
+from cdiffeq.schrodinger._steadystate import steadystate as steadystate

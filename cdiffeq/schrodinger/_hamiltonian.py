@@ -211,11 +211,11 @@ class Hamiltonian(eqx.Module):
 def constant(H0: Any) -> Hamiltonian:
     """The Hamiltonian that doesn't depend on time.
 
-    `H0` is a square matrix (n, n), real or complex, of angular frequencies (hbar = 1): a JAX or NumPy array, or
-    anything with `__array__`; an operator of `cdiffeq.linalg`, which stays one (see `cd.spin_chain`,
-    `cd.linalg.kron`, `cd.linalg.KineticPotential`, `cd.linalg.operator`); a `scipy.sparse`, BCOO or BCSR
-    matrix or a QuTiP `Qobj`, which become dense arrays up to n = 256 and operators beyond. Raises `ValueError`
-    if it isn't square or, where its values are known, not finite.
+    `H0` is a square matrix (n, n), real or complex, of angular frequencies (hbar = 1): a JAX or NumPy
+    array, or anything with `__array__`; an operator of `cdiffeq.linalg`, which stays one (see
+    `cd.spin_chain`, `cd.linalg.kron`, `cd.linalg.KineticPotential`, `cd.linalg.operator`); a
+    `scipy.sparse`, BCOO or BCSR matrix or a QuTiP `Qobj`, which become dense arrays up to n = 256 and
+    operators beyond. Raises `ValueError` if it isn't square or, where its values are known, not finite.
 
     >>> cd.constant(np.diag([0.0, 1.0]))
     Hamiltonian(n=2): constant(float64[2, 2])
@@ -279,8 +279,9 @@ def modulated(fn: Callable[..., Any], H1: Any, params: PyTree[Any] = None) -> Ha
 def timecallable(fn: Callable[..., Any], params: PyTree[Any] = None) -> Hamiltonian:
     """A Hamiltonian given as a function: ``fn(t, params)`` returns the matrix (n, n).
 
-    `fn` is a JAX function of a scalar time and a pytree; the matrix may be an operator of `cdiffeq.linalg`. It
-    is smooth in between the solve's `ts` and the edges of other terms. Gradients as for `modulated`. Raises `TypeError` if fn isn't callable.
+    `fn` is a JAX function of a scalar time and a pytree; the matrix may be an operator of `cdiffeq.linalg`.
+    It is smooth in between the solve's `ts` and the edges of other terms. Gradients as for `modulated`.
+    Raises `TypeError` if fn isn't callable.
 
     >>> H = cd.timecallable(lambda t, w: jnp.array([[0.0, jnp.sin(w * t)], [jnp.sin(w * t), 0.0]]), 1.0)
     >>> H

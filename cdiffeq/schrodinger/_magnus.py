@@ -83,11 +83,12 @@ class Chebyshev(eqx.Module):
     - `order`, `steps`: of the Magnus steps, as there; the default order is 4 where rtol >= 1e-5, else 6.
 
     An exponential of a step of length dt takes about ``rho dt + 15`` products of H with the states, where the
-    spectrum of H lies in an interval of length 2 rho, or 3 for each unit of rho dt where it is long; bounds of it
-    are added up from those of the terms (see `cd.linalg.spectral_bounds`, and `cd.linalg.operator` for an
-    operator whose bounds are known better). Its error is rounding alone (H. Tal-Ezer and R. Kosloff 1984,
-    doi:10.1063/1.448136). A gradient takes two products more for each, for state and costate run backward, and
-    the products of all operators with some 17 vectors for each exponential, of which it keeps about 50.
+    spectrum of H lies in an interval of length 2 rho, or 3 for each unit of rho dt where it is long; bounds
+    of it are added up from those of the terms (see `cd.linalg.spectral_bounds`, and `cd.linalg.operator`
+    for an operator whose bounds are known better). Its error is rounding alone (H. Tal-Ezer and R. Kosloff
+    1984, doi:10.1063/1.448136). A gradient takes two products more for each, for state and costate run
+    backward, and the products of all operators with some 17 vectors for each exponential, of which it keeps
+    about 50.
 
     >>> chain = cd.spin_chain(3, {"ZZ": 1.0})
     >>> H = cd.constant(chain) + cd.pwc([0.0, 1.0, 2.0], [0.5, 1.0], cd.spin_chain(3, {"X": 1.0}))

@@ -2,8 +2,9 @@ r"""Steps of Hamiltonians that are known by their products with states alone.
 
     psi_{m+1} = exp(-i B_s) ... exp(-i B_1) psi_m,     B_r = sum_j theta_rj A_j,
 
-the A_j are the operators of the Hamiltonian's terms and the theta_rj what the terms' amplitudes come to in the
-exponent r of a (Magnus) step. The gradient of B_r, a sum of a few products L P^H of vectors, is never formed:
+the A_j are the operators of the Hamiltonian's terms and the theta_rj what the terms' amplitudes come to in
+the exponent r of a (Magnus) step. The gradient of B_r, a sum of a few products L P^H of vectors, is never
+formed:
 
     g_theta_rj = <L, A_j P>,     and the numbers in A_j get the pull-back of L along  A_j -> theta_rj A_j P.
 """
@@ -53,7 +54,8 @@ class Exponents(NamedTuple):
         return Sum(tuple(row[r] for row in self.factors), self.operators)
 
     @property
-    def count(self) -> int:
+    def many(self) -> int:
+        """s."""
         return self.factors[0].shape[0]
 
 
@@ -74,8 +76,9 @@ def make_exponents(
 ) -> tuple[PyTree[Array], PyTree[Array], Callable[[Any, Any, Any], Exponents]]:
     """The exponents (params, fixed, x) -> `Exponents` of a step, with their params and fixed arrays.
 
-    The data of a step is x = (time, size, amplitudes of the controls), as for `make_generator`. `params` are the
-    numbers of the operators that move, the parameters of the terms' functions, and whatever these close over.
+    The data of a step is x = (time, size, amplitudes of the controls), as for `make_generator`. `params`
+    are the numbers of the operators that move, the parameters of the terms' functions, and whatever these
+    close over.
     """
     operators = fixed_operators(H)
     # Rows of sparse matrices are put in order once, not in each product.
@@ -160,7 +163,7 @@ class ChebyshevSteps(Stepper):
             after = exponential_action(B.mm, psi, plan, table)
             return after, kept & norm_is_kept(psi, after, plan)
 
-        psi, kept = jax.lax.fori_loop(0, exponents.count, apply, (psi, jnp.asarray(True)))
+        psi, kept = jax.lax.fori_loop(0, exponents.many, apply, (psi, jnp.asarray(True)))
         return psi, psi[None], _breach(kept, psi)
 
     def backward(self, params, fixed, x, psi, lam, jumps):
@@ -170,7 +173,7 @@ class ChebyshevSteps(Stepper):
 
         def back(i, state):
             psi, lam, gradient = state
-            r = exponents.count - 1 - i
+            r = exponents.many - 1 - i
 
             def pull(L, P):
                 product = lambda params, x: self.exponents(params, arrays, x).at(r).mm(P)
@@ -182,7 +185,7 @@ class ChebyshevSteps(Stepper):
 
         zeros = jax.tree.map(jnp.zeros_like, (params, x))
         state = psi, lam + jumps[0], zeros
-        psi, lam, (g_params, g_x) = jax.lax.fori_loop(0, exponents.count, back, state)
+        psi, lam, (g_params, g_x) = jax.lax.fori_loop(0, exponents.many, back, state)
         return psi, lam, g_params, jax.tree.map(lambda a: a[None], g_x)
 
 
@@ -209,14 +212,15 @@ class KrylovSteps(Stepper):
     def backward(self, params, fixed, x, psi, lam, jumps):
         x = first(x)
         exponents = self.exponents(params, fixed, x)
-        s = exponents.count
+        s = exponents.many
         # Of a step that can't be taken back all states in it are computed again.
         befores = None if self.unitary else self._run(params, x, psi, fixed)[1]
 
         def back(i, state):
             psi, lam, gradient = state
             r = s - 1 - i
-            psi = self._exponential(exponents.at(r), psi, 1j) if self.unitary else befores[r]
+            taken_back = lambda: self._exponential(exponents.at(r), psi, 1j)
+            psi = taken_back() if befores is None else befores[r]
             program = lambda params, x, psi: self._exponential(
                 self.exponents(params, fixed, x).at(r), psi, -1j
             )
@@ -235,7 +239,7 @@ class KrylovSteps(Stepper):
         def apply(psi, r):
             return self._exponential(exponents.at(r), psi, -1j), psi
 
-        psi, befores = jax.lax.scan(apply, psi, jnp.arange(exponents.count))
+        psi, befores = jax.lax.scan(apply, psi, jnp.arange(exponents.many))
         return psi, befores
 
     def _exponential(self, B: Sum, psi: Array, h: complex) -> Array:

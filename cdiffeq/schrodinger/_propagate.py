@@ -16,7 +16,8 @@ and stores no trajectory. Elsewhere that would be unstable, and states are kept 
 the number of blocks and computed again in between.
 
 How steps are taken, forward and backward, is a `Stepper`'s affair: `Product`, of small dense matrices, whose
-exponents are formed and exponentiated in blocks of steps that stay in the cache; others are in their own files.
+exponents are formed and exponentiated in blocks of steps that stay in the cache; others are in their own
+files.
 """
 
 from __future__ import annotations

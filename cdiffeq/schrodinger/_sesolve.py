@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 
 from cdiffeq._arrays import as_array, as_times, require_finite
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
-from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
 from cdiffeq.linalg._operator import Operator, as_operator
+from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian, as_matrix
 from cdiffeq.schrodinger._large import Large, choose_method, make_large_steps
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
@@ -227,7 +227,7 @@ def _solve(
     psi = psi0.reshape(-1, n).T
     saves = len(ts)
     grid = make_grid(H, ts, pins)
-    make = make_large_steps if isinstance(method, Large) else _dense_steps
+    make: Any = make_large_steps if isinstance(method, Large) else _dense_steps
     params, fixed, plan = make(H, method, psi.dtype, grid, hermitian, moving)
     meter_state = meter.init()
 

@@ -28,14 +28,15 @@ _SPIN = {
 def spin_chain(n: int, terms: Mapping[str, Any], *, periodic: bool = False) -> Diagonals:
     r"""A chain of n spins 1/2: ``sum_j c_j P_j Q_(j+1) ...`` for each term ``"PQ...": c``.
 
-    - `terms`: by strings of Pauli matrices on neighbouring spins, ``"X"``, ``"ZZ"``, ``"XIX"``, with ``+`` and
-      ``-`` for (X + iY)/2 and (X - iY)/2: their coefficients, real or complex, one number for all places or an
-      array of one for each place.
+    - `terms`: by strings of Pauli matrices on neighbouring spins, ``"X"``, ``"ZZ"``, ``"XIX"``, with ``+``
+      and ``-`` for (X + iY)/2 and (X - iY)/2: their coefficients, real or complex, one number for all
+      places or an array of one for each place.
     - `periodic`: whether the chain is closed to a ring, so that each term has n places.
 
-    States are of length 2^n, the first spin's index the slowest; Z is 1 in the state 0. Returns an operator of
-    the dtype of the coefficients, complex where Y is in the game. Applied, it costs as many multiplications as it
-    has non-zeros. Raises `ValueError` for other letters, and for a number of coefficients that doesn't fit.
+    States are of length 2^n, the first spin's index the slowest; Z is 1 in the state 0. Returns an operator
+    of the dtype of the coefficients, complex where Y is in the game. Applied, it costs as many
+    multiplications as it has non-zeros. Raises `ValueError` for other letters, and for a number of
+    coefficients that doesn't fit.
 
     >>> H = cd.spin_chain(2, {"ZZ": 1.0, "X": jnp.array([0.5, 0.0])})
     >>> H.to_dense()
@@ -59,8 +60,8 @@ def spin_chain(n: int, terms: Mapping[str, Any], *, periodic: bool = False) -> D
         require_finite(f"spin_chain: {letters}", c)
         if places < 1 or len(letters) > n or c.shape not in ((), (places,)):
             raise ValueError(
-                f"spin_chain: {letters!r} has {max(places, 0)} places in a chain of {n}, so its coefficient is a "
-                f"number or of shape ({max(places, 0)},); got {c.shape}."
+                f"spin_chain: {letters!r} has {max(places, 0)} places in a chain of {n}, so its coefficient is "
+                f"a number or of shape ({max(places, 0)},); got {c.shape}."
             )
         with jax.ensure_compile_time_eval():
             c = jnp.broadcast_to(c, (places,))

@@ -30,7 +30,7 @@ from cdiffeq.linalg._kinetic import KineticPotential, fourier
 from cdiffeq.linalg._operator import Operator, Sum
 from cdiffeq.linalg._phase import phase_factor
 from cdiffeq.schrodinger._grid import Grid
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Modulated, Pwc, TimeCallable
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Modulated, Pwc
 from cdiffeq.schrodinger._matrix_free import first
 from cdiffeq.schrodinger._propagate import Stepper
 from cdiffeq.wirtinger._linear_map import hoist, pull_back
@@ -45,8 +45,9 @@ class SplitOperator(eqx.Module):
     - `order`: 2 (Strang) or 4 (Blanes and Moan, six times the work, far fewer steps).
     - `steps`: number of equal steps between neighbouring pins; None for adaptive ones, as in `Magnus`.
 
-    **Cost** of a step: 2 or 12 Fourier transforms; a gradient takes twice as many more, for state and costate,
-    which run backward where H is Hermitian, and a pass over the grid for each term. **Memory**: a few states.
+    **Cost** of a step: 2 or 12 Fourier transforms; a gradient takes twice as many more, for state and
+    costate, which run backward where H is Hermitian, and a pass over the grid for each term. **Memory**: a
+    few states.
 
     >>> grid = cd.linalg.Grid((16.0,), (64,))
     >>> H = cd.constant(cd.linalg.KineticPotential(grid, grid.x**2 / 2))
@@ -93,7 +94,7 @@ def make_split_steps(
     arrays, static = eqx.partition(functions, eqx.is_inexact_array)
 
     def amplitudes(arrays, x):
-        """The phases of the kicks, as factors of the potentials, (stages, terms), and of the kinetic energy."""
+        """The phases of the kicks, in units of the potentials, (stages, terms), and of the drifts."""
         t, h, controls = x
         given = iter(controls)
         columns = []
@@ -143,7 +144,7 @@ def _parts(
         )
     potentials = []
     for term in H.terms:
-        V = None if isinstance(term, TimeCallable) else _potential(term.matrix)
+        V = _potential(getattr(term, "matrix", None))
         if V is None or (isinstance(term, Pwc | Modulated) and _kinetic(term) is not None):
             raise ValueError(
                 f"SplitOperator: {term} isn't diagonal; H must be a KineticPotential and diagonal operators."
@@ -173,10 +174,8 @@ def _potential(A: Any) -> Array | None:
         return A.potential.reshape(-1)
     if isinstance(A, Sum):
         parts = [_potential(B) for B in A.operators]
-        if any(V is None for V in parts):
-            return None
-        terms = [c * V for c, V in zip(A.factors, parts, strict=True)]
-        return sum(terms[1:], terms[0])
+        terms = [c * V for c, V in zip(A.factors, parts, strict=True) if V is not None]
+        return sum(terms[1:], terms[0]) if len(terms) == len(parts) else None
     return main_diagonal(A) if isinstance(A, Operator) else None
 
 
@@ -240,10 +239,10 @@ class SplitSteps(Stepper):
                 g_T = g_T + tau[i - 1] * g_drift
             both = fourier(drift * both, True)
             psi, lam = both[:batch], both[batch:]
-        g_theta = jnp.stack(g_theta)
-        g_theta = g_theta if jnp.iscomplexobj(theta) else g_theta.real
+        rows = jnp.stack(g_theta)
+        rows = rows if jnp.iscomplexobj(theta) else rows.real
         pull = pull_back(lambda f, x: self.factors(f, fixed, x), params[2:], first(x))[1]
-        g_functions, g_x = pull((g_theta.astype(theta.dtype), jnp.stack(g_tau).astype(tau.dtype)))
+        g_functions, g_x = pull((rows.astype(theta.dtype), jnp.stack(g_tau).astype(tau.dtype)))
         flat = lambda waves: waves.reshape(batch, -1).T
         g_x = jax.tree.map(lambda a: a[None], g_x)
         return flat(psi), flat(lam), (g_V, g_T, *g_functions), g_x

@@ -13,7 +13,7 @@ from tests.schrodinger.reference import exact, integrated
 
 SPINS = 3
 EDGES = np.array([0.0, 0.5, 1.2, 2.0])
-TS = np.array([0.0, 0.9, 2.0])
+TS = [0.0, 0.9, 2.0]
 X, Z = (cd.spin_chain(SPINS, {s: 1.0}) for s in "XZ")
 RNG = np.random.default_rng(8)
 U = RNG.normal(size=3)
@@ -77,7 +77,7 @@ def test_rule_of_chebyshev():
         H = piecewise(J, u) + cd.modulated(lambda t, w: jnp.sin(w * t), Z, w)
         return cd.sesolve(H, psi, ts, method=cd.Chebyshev(4, steps=2)).states[1:]
 
-    check_rule(f, J, U, 1.3, TS, PSI, key=jax.random.key(3))
+    check_rule(f, J, U, 1.3, np.array(TS), PSI, key=jax.random.key(3))
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_vmap_jit_and_single_precision():
     @jax.vmap
     def population(u):
         H = cd.constant(cast(zz)) + cd.pwc(single(EDGES), u, cast(x))
-        return jnp.abs(cd.sesolve(H, single(PSI), single(TS)).final_state[0]) ** 2
+        return jnp.abs(cd.sesolve(H, single(PSI), single(np.array(TS))).final_state[0]) ** 2
 
     us = np.stack([U, 2 * U])
     got = population(single(us))
