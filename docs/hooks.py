@@ -32,9 +32,9 @@ def benchmarks() -> str:
 
     pages = [
         "# Benchmarks",
-        "Measured by `python -m benchmarks`: all methods of a table in one run, each in processes of its own on "
-        "one core of a CPU. `benchmarks/README.md` in the repository says how it is done, and what the methods "
-        'are. "x ours" is the CPU time of the gradient over that of the first row.',
+        "Measured by `python -m benchmarks`: all methods of a table in one run, each in processes of its own "
+        "on one core of a CPU. `benchmarks/README.md` in the repository says how it is done, and what the "
+        'methods are. "x ours" is the CPU time of the gradient over that of the first row.',
     ]
     newest = {path.name.split("-")[0]: path for path in sorted(_report.RESULTS.glob("*.json"))}
     for name, path in newest.items():
