@@ -18,16 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced
+from cdiffeq._flat import Layout
 from cdiffeq.linalg._operator import (
     Function,
     Operator,
     Sparse,
     as_operator,
-    flatten,
     from_real_parts,
     is_dense,
     is_function,
@@ -56,9 +56,9 @@ def real_linear_solve(
       close over traced values.
     - `c`: of shape (n,), or (..., n, k) for k columns, as in `solve`. For a function A: a pytree of what it
       takes and returns, with real and complex leaves in one precision.
-    - `solver`: as in `solve`, for the real system of size 2n in (Re x, Im x), the leaves of a pytree one
-      after the other; by default what suits its structure, `GMRES()` for functions. A preconditioner acts on
-      vectors of that kind.
+    - `solver`: as in `solve`, for the real system of size 2n in (Re x, Im x), of a pytree all real parts, all
+      imaginary parts, real leaves; by default what suits its structure, `GMRES()` for functions. A
+      preconditioner acts on vectors of that kind.
     - `throw`: as in `solve`.
 
     **Returns** x, shaped like c (broadcast against A): complex, in the common precision; for a function, of
@@ -132,7 +132,7 @@ def _operator_of(given: dict[str, Operator], c: Array) -> tuple[Operator, Array]
     if all(isinstance(M, Sparse) for M in given.values()):
         return _sparse_blocks(given, c.shape[0]), c
     maps = {name: lambda x, M=M: M.mv(x).astype(x.dtype) for name, M in given.items()}
-    return _as_real_operator(_sum(**maps), jax.ShapeDtypeStruct(c.shape[:1], c.dtype))[0], c
+    return _as_real_operator(_sum(**maps), Layout.of(jax.ShapeDtypeStruct(c.shape[:1], c.dtype))), c
 
 
 def _sparse_blocks(given: dict[str, Any], n: int) -> Sparse:
@@ -162,46 +162,29 @@ def _sum(A: Callable[[Any], Any], B: Callable[[Any], Any] | None = None) -> Call
 
 def _solve_of_pytrees(A: Any, B: Any, c: Any, solver: Solver | None, throw: bool) -> Any:
     c = jax.tree.map(lambda leaf: as_array("c", leaf), c)
-    M, join = _as_real_operator(_sum(A, B), c)
-    flat, _ = flatten("c", _parts(c))
-    out = factorize(M, solver)._apply(flat, False, throw)
-    return join(out) if throw else (join(out[0]), out[1])
+    layout = Layout.of(c)
+    widths = {jnp.finfo(dtype).dtype for dtype in layout.dtypes}
+    if len(widths) != 1:
+        got = ", ".join(str(dtype) for dtype in layout.dtypes) or "none"
+        raise TypeError(f"real_linear_solve: the leaves of c must have one precision, got {got}.")
+    M = _as_real_operator(_sum(A, B), layout)
+    out = factorize(M, solver)._apply(layout.pack(c), False, throw)
+    return layout.unpack(out) if throw else (layout.unpack(out[0]), out[1])
 
 
-def _as_real_operator(
-    fn: Callable[[Any], Any], like: PyTree[Any]
-) -> tuple[Function, Callable[[Array], Any]]:
-    """fn as a map of real vectors, all parts of all leaves; and how to make a pytree of one."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-    flat, unflatten = flatten("c", _parts(zeros))
-    is_complex = [jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(zeros)]
-
-    def join(z):
-        parts = iter(unflatten(z))
-        leaves = [
-            jax.lax.complex(next(parts), next(parts)) if twice else next(parts)
-            for twice in is_complex
-        ]
-        return jax.tree.structure(zeros).unflatten(leaves)
-
+def _as_real_operator(fn: Callable[[Any], Any], layout: Layout) -> Function:
+    """fn, of pytrees of this layout, as a map of real vectors."""
+    flat = jnp.zeros(layout.size, layout.dtype)
+    zeros = layout.unpack(flat)
     form = lambda tree: jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
     got, expected = form(jax.eval_shape(fn, zeros)), form(zeros)
     if got != expected:
         raise TypeError(
             f"real_linear_solve: A and B must return what they are given, {expected}; got {got}."
         )
-    pure, _, consts = hoist(lambda z: flatten("c", _parts(fn(join(z))))[0], flat)
+    pure, _, consts = hoist(lambda z: layout.pack(fn(layout.unpack(z))), flat)
     size = flat.size, flat.size
-    return Function(lambda consts, z: pure(consts, z), consts, size, flat.dtype), join
-
-
-def _parts(tree: PyTree[Array]) -> list[Float[Array, "..."]]:
-    """The real and the imaginary part of each complex leaf, and the real leaves."""
-    return [
-        part
-        for leaf in jax.tree.leaves(tree)
-        for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))
-    ]
+    return Function(lambda consts, z: pure(consts, z), consts, size, flat.dtype)
 
 
 def _wrong_shape(name: str, M: Any, c: Array) -> ValueError:
