@@ -279,6 +279,10 @@ OPTIMIZERS = {
     "momentum": optax.sgd(0.02, momentum=0.9, nesterov=True),
     "adam": optax.adam(0.05),
     "adamw": optax.adamw(0.05, weight_decay=1e-6),
+    "adafactor": optax.adafactor(0.05),
+    "adan": optax.adan(0.05),
+    "amsgrad": optax.amsgrad(0.05),
+    "clip_by_global_norm": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.05)),
     "adabelief": optax.adabelief(0.05),
     "adagrad": optax.adagrad(0.5),
     "adamax": optax.adamax(0.05),
@@ -350,6 +354,13 @@ def test_optax_with_real_and_imaginary_parts_apart(name: str):
     apart = optax.contrib.split_real_and_imaginary(optimizer)
     assert descend(apart, conjugate=True) < 1e-2
     assert not descend(apart, conjugate=False) < 1  # or NaN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [optax.lbfgs(), optax.polyak_sgd()])
+def test_what_wants_the_loss_cannot_be_split(optimizer: Any):
+    with pytest.raises(TypeError, match="missing"):
+        descend(optax.contrib.split_real_and_imaginary(optimizer), conjugate=True)
 
 
 @pytest.mark.slow
