@@ -188,7 +188,7 @@ def draw(file, losses, scores, table, key):
         z = np.asarray(signal(jnp.asarray(i), jax.random.fold_in(key, i)))
         style = dict(color=cd.plot.COLORS[i], ls=cd.plot.DASHES[i], lw=1, label=kind)
         axes[0].plot(np.unwrap(np.angle(z[:64])) / np.pi, **style)
-    axes[0].set(title="(a) what is received", xlabel="sample", ylabel=r"phase / $\\pi$")
+    axes[0].set(title="(a) what is received", xlabel="sample", ylabel=r"phase / $\pi$")
     axes[0].legend(frameon=False, ncols=2, fontsize=7)
 
     for i, (name, curve) in enumerate(losses.items()):
@@ -206,7 +206,7 @@ def draw(file, losses, scores, table, key):
     axes[2].text(-0.4, 100 / len(KINDS) + 1, "chance", fontsize=7, color="0.3")
     axes[2].set(title="(c) on unseen signals, each seed", ylabel="right (%)", ylim=(0, 100))
     axes[2].set(xlim=(-0.5, len(scores) - 0.5))
-    axes[2].set_xticks(range(len(scores)), [name.replace(" ", "\\n") for name in scores])
+    axes[2].set_xticks(range(len(scores)), [name.replace(" ", "\n") for name in scores])
 
     axes[3].imshow(table, cmap="cividis", vmin=0, vmax=1)
     for i, j in np.ndindex(table.shape):
@@ -240,7 +240,7 @@ def main() -> int:
     if given.output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
         fail(f"a figure can't be written as {given.output.suffix or 'a file without an ending'}")
 
-    repeats, steps = (1, 120) if given.quick else (3, 300)
+    repeats, steps = (1, 120) if given.quick else (3, 250)
     for_tests, for_figure, *for_models = jax.random.split(jax.random.key(given.seed), 2 + repeats)
     unseen = jax.jit(signals, static_argnums=1)(for_tests, 2000)
     scores, losses, tables = {}, {}, {}
