@@ -4,9 +4,9 @@
 
 A receiver sees 128 complex samples and is to say how they were modulated: BPSK and QPSK jump from phase to
 phase, MSK and 2-FSK turn it steadily, by a quarter and by half of a turn each symbol. All four have one and
-the same constant modulus, so that everything is in the phase; and that reaches the receiver through an unknown
-channel (echoes), with unknown delay, phase and carrier frequency, a phase that drifts, and noise. No sample by
-itself, then, says anything: what counts is how the phase goes on.
+the same constant modulus, so that everything is in the phase; and that reaches the receiver through an
+unknown channel (echoes), with unknown delay, phase and carrier frequency, a phase that drifts, and noise. No
+sample by itself, then, says anything: what counts is how the phase goes on.
 
 Three models of as many parameters as can be, which differ in one layer, used twice:
 
