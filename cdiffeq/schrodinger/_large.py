@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeAlias
 
+import diffrax
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +74,9 @@ def make_large_steps(
             fixed = jax.tree.map(jnp.asarray, (arrays, known, make_table(dtype)))
             stepper_of = lambda saves, meter: ChebyshevSteps(exponents, saves, hermitian, meter)
     stepper = lambda saves, block, meter: stepper_of(saves, meter)
-    attempt = lambda params, fixed: _attempt(stepper_of(0, None), params, fixed)
+    attempt = lambda params, fixed: _attempt(
+        stepper_of(0, diffrax.NoProgressMeter()), params, fixed
+    )
     return params, fixed, Plan(order, steps, stages, stepper, attempt)
 
 

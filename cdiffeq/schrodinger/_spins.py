@@ -60,7 +60,7 @@ def spin_chain(n: int, terms: Mapping[str, Any], *, periodic: bool = False) -> D
         require_finite(f"spin_chain: {letters}", c)
         if places < 1 or len(letters) > n or c.shape not in ((), (places,)):
             raise ValueError(
-                f"spin_chain: {letters!r} has {max(places, 0)} places in a chain of {n}, so its coefficient is "
+                f"spin_chain: {letters!r} has {max(places, 0)} places in a chain of {n}: its coefficient is "
                 f"a number or of shape ({max(places, 0)},); got {c.shape}."
             )
         with jax.ensure_compile_time_eval():

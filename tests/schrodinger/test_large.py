@@ -1,7 +1,5 @@
 """Hamiltonians without matrices: against the same with matrices, where both can be had."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,12 +70,13 @@ def test_long_steps_and_exact_gradients():
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_rule_of_chebyshev():
     def f(J, u, w, ts, psi):
         H = piecewise(J, u) + cd.modulated(lambda t, w: jnp.sin(w * t), Z, w)
         return cd.sesolve(H, psi, ts, method=cd.Chebyshev(4, steps=2)).states[1:]
 
-    check_rule(f, J, U, 1.3, np.array(TS), PSI, key=jax.random.key(3))
+    check_rule(f, J, U, 1.3, np.array([0.1, 0.9, 1.8]), PSI, key=jax.random.key(3))
 
 
 @pytest.mark.slow
@@ -170,6 +169,7 @@ def test_refusals(call, error, message):
         call()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_slices():
     def temporary(slices):
         def loss(u):
@@ -188,17 +188,3 @@ def test_memory_does_not_grow_with_the_slices():
     # A slice has a time, a length, an amplitude, a slot and their gradients.
     assert many - few < 120 * 4950 < 0.2 * state * 4950
     assert few < 100 * state
-
-
-def test_knowns_have_no_gradient_to_pay_for():
-    # The chain's numbers are known: no array of theirs is among those that the gradient adds up.
-    def text(couple):
-        def loss(u, c):
-            H = cd.constant(cd.linalg.diagonals(c if couple else np.ones(64)))
-            H = H + cd.pwc(EDGES, u, cd.linalg.diagonals([np.ones(63)] * 2, (1, -1)))
-            return jnp.abs(cd.sesolve(H, np.ones(64), [0.0, 2.0]).final_state[0]) ** 2
-
-        return str(jax.make_jaxpr(jax.grad(loss, 0))(jnp.asarray(U), jnp.ones(64)))
-
-    count = lambda text: len(re.findall(r"f64\[64\]", text))
-    assert count(text(False)) < count(text(True))
