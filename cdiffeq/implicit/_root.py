@@ -69,8 +69,8 @@ def root(
     **Derivatives**: jvp, vjp and second derivatives with respect to all floating arrays in args or closed
     over by F, by the implicit function theorem: one linear system with the whole real Jacobian, which is
     ``(dF/dz) x + (dF/dzbar) conj(x) = b``, never through the iterations. z0 has zero derivative. Where the
-    Jacobian is singular at the root, within the tolerances, a derivative raises. A first-order jvp needs
-    forward mode of F alone; GMRES is restarted for second derivatives.
+    Jacobian is singular at the root, within the tolerances, a derivative raises.
+    A first jvp needs forward mode of F alone, a gradient also reverse mode.
 
     **Cost and memory**: see `Newton`. A derivative costs the Jacobian (or GMRES's products with it) and one
     solve.
