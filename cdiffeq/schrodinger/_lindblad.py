@@ -25,6 +25,7 @@ from jaxtyping import Array, Complex, Float, Inexact, PyTree
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._expm import adjoint
+from cdiffeq.linalg._operator import Operator
 from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian
 from cdiffeq.schrodinger._magnus import Scheme
@@ -107,6 +108,16 @@ def bound_formed(G: Float[Array, "m m"]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.max(jnp.sum(A, 0)) * jnp.max(jnp.sum(A, 1)))
 
 
+def dense_hamiltonian(H: Any, name: str) -> Hamiltonian:
+    """A Hamiltonian of matrices: operators are made dense, as the density matrix is."""
+    is_operator = lambda a: isinstance(a, Operator)
+    dense = lambda a: a.to_dense() if is_operator(a) else a
+    H = jax.tree.map(dense, as_hamiltonian(H), is_leaf=is_operator)
+    if H.matrix_free:
+        raise TypeError(f"{name}: a function of time must return an array here, not an operator.")
+    return H
+
+
 def as_jumps(jump_ops: Any, n: int, name: str) -> list[Hamiltonian]:
     """Jump operators as sums of terms; arrays become constant ones."""
     if (hasattr(jump_ops, "ndim") and jump_ops.ndim == 2) or isinstance(jump_ops, Hamiltonian):
@@ -114,7 +125,7 @@ def as_jumps(jump_ops: Any, n: int, name: str) -> list[Hamiltonian]:
     jumps = []
     for i, op in enumerate(jump_ops):
         try:
-            jump = as_hamiltonian(op)
+            jump = dense_hamiltonian(op, f"{name}: jump_ops[{i}]")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: jump_ops[{i}]: {error}") from error
         if jump.n != n:

@@ -32,8 +32,14 @@ from cdiffeq._arrays import as_array, as_times, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._expm import expm
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian
-from cdiffeq.schrodinger._lindblad import as_jumps, effective, joined, make_operators
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc
+from cdiffeq.schrodinger._lindblad import (
+    as_jumps,
+    dense_hamiltonian,
+    effective,
+    joined,
+    make_operators,
+)
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._mesolve import as_observables, common_dtype, is_hermitian
 from cdiffeq.schrodinger._steps import equal_steps, step_data
@@ -123,7 +129,7 @@ def mcsolve(
     Source: J. Dalibard, Y. Castin and K. Molmer 1992, doi:10.1103/PhysRevLett.68.580; likelihood ratios:
     P. W. Glynn 1990, doi:10.1145/84537.84552.
     """
-    H = as_hamiltonian(H)
+    H = dense_hamiltonian(H, "mcsolve")
     n = H.n
     jumps = as_jumps(jump_ops, n, "mcsolve")
     if not jumps:
@@ -212,11 +218,11 @@ def _solve(
         jnp.any(jnp.stack([jnp.any(jnp.diff(c.edges) <= 0) for c in joined(H, jumps).controls] or [False])),
         ~sampled.hermitian,
         ~(jnp.abs(norm - 1) <= _NORMALISED),
-        jnp.any(sampled.count > max_jumps),
+        jnp.any(sampled.number > max_jumps),
         ~jnp.all(jnp.isfinite(values)),
     ]  # fmt: skip
     code = jnp.select([jax.lax.stop_gradient(c) for c in checks], range(1, 7), 0)
-    result = Trajectories(ts, mean, stderr, sampled.count, code == 0)
+    result = Trajectories(ts, mean, stderr, sampled.number, code == 0)
     return result, (code, jnp.asarray(max_jumps))
 
 
@@ -224,7 +230,7 @@ class Sampled(NamedTuple):
     """Records, and the values along them: `times` are units of 2^-LEVELS of the step."""
 
     values: Complex[Array, "ntraj rest"]
-    count: Int[Array, " ntraj"]
+    number: Int[Array, " ntraj"]
     step: Int[Array, "ntraj max_jumps"]
     time: Int[Array, "ntraj max_jumps"]
     channel: Int[Array, "ntraj max_jumps"]
@@ -296,7 +302,8 @@ def _sample(generator, fixed, params, xs, psi0, operators, slots, key, ntraj, sa
     numbers = jnp.arange(len(slots), dtype=jnp.int32)
     done, _ = jax.lax.scan(step, start, (numbers, xs, slots))
     _, _, count, record, saved, hermitian = done
-    return Sampled(saved.reshape(ntraj, -1), count, *record, hermitian)
+    steps, times, channels = record
+    return Sampled(saved.reshape(ntraj, -1), count, steps, times, channels, hermitian)
 
 
 def _square(psi):
@@ -337,7 +344,7 @@ def _path(sampled, slots, saves):
 
     real = jnp.finfo(sampled.values.dtype).dtype
     number, begin, end, channel, slot = jax.vmap(single)(
-        jnp.minimum(sampled.count, jumps), sampled.step, sampled.time, sampled.channel
+        jnp.minimum(sampled.number, jumps), sampled.step, sampled.time, sampled.channel
     )
     fraction = lambda a: a.astype(real) / 2**LEVELS
     return Path(number, fraction(begin), fraction(end), channel, slot)
@@ -413,8 +420,9 @@ def _replay(replay, fixed, params, xs, psi0, operators, path, baseline):
     """
     held = jax.lax.stop_gradient
 
-    def single(psi, step, begin, end, channel, slot, baseline):
+    def single(psi, given, baseline):
         """One stretch of one trajectory: the ket after it, and what is saved there."""
+        step, begin, end, channel, slot = given
         hK, L, h, _ = replay.generator(params, fixed, jax.tree.map(lambda a: a[step], xs))
         psi = expm((end - begin).astype(h.dtype) * hK) @ psi
         # The density of a jump's time, as a fraction of the step, has a factor h.
@@ -431,7 +439,7 @@ def _replay(replay, fixed, params, xs, psi0, operators, path, baseline):
             (given.end > given.begin) | (given.slot < replay.saves) | (given.channel >= 0)
         )
         rest = lambda psi, _: (psi, jnp.zeros((len(psi), len(operators)), psi.dtype))
-        work = lambda psi, given: jax.vmap(single)(psi, *given, baseline)
+        work = lambda psi, given: jax.vmap(single)(psi, given, baseline)
         return jax.lax.cond(busy, work, rest, psi, given)
 
     ntraj = len(path.step)

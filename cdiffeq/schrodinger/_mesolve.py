@@ -17,12 +17,13 @@ from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._action_taylor import Taylor
 from cdiffeq.ode._solve import solve
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense, as_hamiltonian
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense
 from cdiffeq.schrodinger._lindblad import (
     apply_unformed,
     as_jumps,
     bound_formed,
     bound_unformed,
+    dense_hamiltonian,
     exponents,
     joined,
     make_operators,
@@ -115,7 +116,7 @@ def mesolve(
     Source: G. Lindblad 1976, doi:10.1007/BF01608499; V. Gorini, A. Kossakowski and E. Sudarshan 1976,
     doi:10.1063/1.522979. Real coordinates are those of the coherence vector.
     """
-    H = as_hamiltonian(H)
+    H = dense_hamiltonian(H, "mesolve")
     n = H.n
     jumps = as_jumps(jump_ops, n, "mesolve")
     rho0 = _density("mesolve: rho0", rho0, n)
@@ -234,7 +235,8 @@ def _taylor(H, jumps, R0, ts, grid, tolerances, method, max_steps):
     def then(operators, t, h):
         if formed:
             return (h * real_generator(*operators(t))).astype(R.dtype)
-        return unformed(*operators(t), h=h)
+        H, L = operators(t)
+        return unformed(H, L, h)
 
     def apply(G, R):
         if formed:

@@ -26,11 +26,12 @@ from cdiffeq.linalg._krylov import KrylovSolver
 from cdiffeq.linalg._lu import LU
 from cdiffeq.linalg._solve import solve
 from cdiffeq.linalg._solver import Solver
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, as_hamiltonian
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian
 from cdiffeq.schrodinger._lindblad import (
     apply_unformed,
     as_jumps,
     bound_unformed,
+    dense_hamiltonian,
     real_generator,
     stack,
     to_density,
@@ -72,7 +73,7 @@ def steadystate(H: Any, jump_ops: Any, *, solver: Solver | None = None) -> Compl
 
     Source: P. D. Nation 2015, arXiv:1504.06768, for the ways to solve the bordered system.
     """
-    H = as_hamiltonian(H)
+    H = dense_hamiltonian(H, "steadystate")
     n = H.n
     jumps = as_jumps(jump_ops, n, "steadystate")
     if not jumps:
@@ -84,8 +85,8 @@ def steadystate(H: Any, jump_ops: Any, *, solver: Solver | None = None) -> Compl
         double = jnp.finfo(dtype).bits == 64
         iterative = GMRES(rtol=1e-10 if double else 1e-5, restart=150, max_steps=3000)
         solver = LU() if n <= LARGEST_FACTORED else iterative
-    matrix = H(0.0).astype(dtype)
-    L = stack([jump(0.0) for jump in jumps], n).astype(dtype)
+    matrix = jnp.asarray(H(0.0)).astype(dtype)
+    L = stack([jnp.asarray(jump(0.0)) for jump in jumps], n).astype(dtype)
     rho, unique = _solve(matrix, L, solver)
     error = lambda: ValueError("steadystate: H must be Hermitian. Decay belongs into jump_ops.")
     rho = raise_if(rho, ~is_hermitian(matrix), error)

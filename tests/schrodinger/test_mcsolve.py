@@ -42,6 +42,7 @@ def test_values_within_the_standard_error():
     assert np.max(run.stderr.real) < 0.01 and run.jumps.shape == (4000,)
 
 
+@pytest.mark.slow
 def test_derivatives_within_the_standard_error():
     # Along one direction in everything at once, from independent batches.
     direction = (np.array([0.4, -0.3, 0.5]), 0.7, -0.5, 0.3)
@@ -68,8 +69,7 @@ def test_derivatives_within_the_standard_error():
     off = np.mean(slopes, axis=0) - moved(exact)
     error = np.std(slopes, axis=0, ddof=1) / np.sqrt(len(keys))
     assert np.max(np.abs(off[:, 1:].real) / error[:, 1:]) < 4
-    assert np.max(error) < 0.03  # of derivatives of order one
-    assert np.max(np.abs(moved(exact))) > 0.5
+    assert np.max(error) < 0.05 * np.max(np.abs(moved(exact)))
 
 
 def test_reverse_mode_is_the_adjoint_of_forward_mode():
@@ -94,6 +94,7 @@ def test_reproducible_and_independent_of_the_number():
     assert not np.array_equal(many.jumps, means(ntraj=20, key=1).jumps)
 
 
+@pytest.mark.slow
 def test_many_jumps_in_one_step():
     # Resonance fluorescence with one step for 60 lifetimes: the jumps' number is that of mesolve.
     W, T = 2.0, 60.0

@@ -29,7 +29,9 @@ METHODS = {
     "taylor": cd.linalg.Taylor(),
     "runge-kutta": diffrax.Tsit5(),
 }
-SLOW_RUNGE_KUTTA = ["exponential", "taylor", pytest.param("runge-kutta", marks=pytest.mark.slow)]
+SLOW = pytest.mark.slow
+MOSTLY_SLOW = [pytest.param(m, marks=() if m == "taylor" else SLOW) for m in METHODS]
+SLOW_RUNGE_KUTTA = [pytest.param(m, marks=SLOW if m == "runge-kutta" else ()) for m in METHODS]
 
 
 def matrices(n: int) -> tuple[np.ndarray, ...]:
@@ -108,7 +110,7 @@ def test_bloch_equations():
     np.testing.assert_allclose(rho[0, 1], known, rtol=1e-13)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
 def test_against_expm(method: str):
     rho0 = np.stack([density(RNG, 3), density(RNG, 3)])
     E = random(RNG, 3, 3)
@@ -158,7 +160,7 @@ def test_smooth_drive_against_qutip(method):
     np.testing.assert_allclose(states, [s.full() for s in known.states], atol=2e-8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
 def test_states_are_density_matrices(method: str):
     H, jumps = problem(4)
     psi = coherent(0.5, 4)
@@ -174,6 +176,7 @@ def test_states_are_density_matrices(method: str):
     assert purity[-1] < 0.9  # it isn't all empty
 
 
+@pytest.mark.slow
 def test_kets_qobjs_and_dtypes():
     H, jumps = problem(3)
     ket = np.array([0.6, 0.8j, 0.0])
@@ -193,7 +196,7 @@ def test_kets_qobjs_and_dtypes():
 # Derivatives
 
 
-@pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
+@pytest.mark.parametrize("method", MOSTLY_SLOW)
 def test_derivatives(method: str):
     H0, H1, L, M = matrices(3)
     E = hermitian(RNG, 3)
@@ -210,6 +213,7 @@ def test_derivatives(method: str):
     check_rule(jax.jit(f), *args, key=jax.random.key(4), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_derivative_without_the_matrix(monkeypatch):
     monkeypatch.setattr("cdiffeq.schrodinger._mesolve.LARGEST_FORMED", 2)
 
@@ -245,6 +249,7 @@ def test_second_derivatives(method: str):
     check_rule(f, VALUES, RATES, modes=("hvp",), key=jax.random.key(7), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_vmap_and_jit():
     def population(value):
         H, jumps = problem(3, value * VALUES)
@@ -257,6 +262,7 @@ def test_vmap_and_jit():
         np.testing.assert_allclose([m[i] for m in mapped], alone, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_slices():
     def temporary(slices):
         edges = np.linspace(0, 1, slices + 1)
@@ -306,6 +312,7 @@ def test_one_jump_operator_goes_into_a_list():
         cd.mesolve(H3, cd.constant(L3), np.eye(3), [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_failures_at_run_time():
     with pytest.raises(ValueError, match=r"not Hermitian at t = 0\.5"):
         cd.mesolve(H3 + 1j * np.eye(3), [L3], np.eye(3), [0.0, 1.0])

@@ -25,6 +25,7 @@ def test_against_qutip(solver):
     np.testing.assert_allclose(jnp.trace(rho), 1, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_driven_cavity_is_coherent():
     # <a> = -i E / (k/2 + i d)
     n, E, d, k = 11, 0.3, 0.5, 1.0
