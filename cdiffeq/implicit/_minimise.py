@@ -52,7 +52,8 @@ def minimise(
 
     **Arguments**
 
-    - `L`: the loss ``(z, args) -> L``, a real number, with first and second derivatives.
+    - `L`: the loss ``(z, args) -> L``, a real number, with first and second derivatives. JAX's second
+      derivative of ``abs(u)**2`` is 0 or NaN where u is exactly 0: write ``u.real**2 + u.imag**2``.
     - `solver`: a minimiser of optimistix, with tolerances of its own, which is handed a real vector. By
       default BFGS up to 256 real unknowns, L-BFGS above.
     - `linear_solver`: for systems with the Hessian. By default `cd.linalg.Cholesky()` up to 256 real

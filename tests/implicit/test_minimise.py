@@ -60,7 +60,13 @@ def test_against_finite_differences():
 def test_a_large_one_forms_no_matrix():
     n = 400
     d = random_array(RNG, n)
-    L = lambda z, d: jnp.sum(jnp.abs(z + 0.2 * jnp.conj(jnp.roll(z, 1)) - d) ** 2)
+
+    def L(z, d):
+        left = z + 0.2 * jnp.conj(jnp.roll(z, 1)) - d
+        return jnp.sum(
+            left.real**2 + left.imag**2
+        )  # abs(left)**2 has no Hessian in JAX where left is 0
+
     f = lambda d: jnp.sum(jnp.abs(minimise(L, jnp.zeros(n, complex), d)) ** 2)
     compiled = jax.jit(jax.grad(f)).lower(d).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.4 * (2 * n) ** 2 * 8
