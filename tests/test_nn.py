@@ -228,7 +228,7 @@ def test_derivatives_in_every_weight_and_the_input(name):
 def test_layers_jit_vmap_and_serialise(name, tmp_path):
     layer, x = _layers()[name]
     y = layer(x)
-    mapped = eqx.filter_jit(jax.vmap(layer))(jnp.stack([x, 2 * x]))
+    mapped = eqx.filter_jit(lambda layer, x: jax.vmap(layer)(x))(layer, jnp.stack([x, 2 * x]))
     np.testing.assert_allclose(mapped[0], y, rtol=1e-6, atol=1e-8)
     # Layers of other weights mapped over, as an ensemble.
     double = lambda w: jnp.stack([w, w])
