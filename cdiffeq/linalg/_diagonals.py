@@ -23,7 +23,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced
-from cdiffeq.linalg._operator import Disc, Operator, Sum, add, as_operator, bounding_box
+from cdiffeq.linalg._operator import Disc, Operator, Sum, as_operator, bounding_box
 
 
 class Diagonals(Operator):
@@ -73,7 +73,7 @@ class Diagonals(Operator):
     def __add__(self, other: Any) -> Operator:
         if isinstance(other, Diagonals) and other.dims == self.dims:
             return _gathered([*_terms(self), *_terms(other)], self.dims)
-        return add(self, other)
+        return Operator.__add__(self, other)
 
     def disc(self) -> Disc:
         """Of the main diagonal a disc around its entries; each other one adds its largest entry."""

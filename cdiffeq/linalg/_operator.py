@@ -86,13 +86,14 @@ class Operator(eqx.Module):
         return None
 
     def __add__(self, other: Any) -> Operator:
-        return add(self, other)
+        # What is neither a matrix nor an operator may know how to add one: a Hamiltonian does.
+        return NotImplemented if is_function(other) else add(self, other)
 
     def __radd__(self, other: Any) -> Operator:
         return self if isinstance(other, int) and other == 0 else add(other, self)
 
     def __sub__(self, other: Any) -> Operator:
-        return add(self, -as_operator("an operator", other))
+        return self + -1 * other
 
     def __rsub__(self, other: Any) -> Operator:
         return add(other, -self)
