@@ -82,7 +82,7 @@ def to_qobj(a: Any, dims: Any = None, *, kind: str | None = None) -> Any:
             raise ValueError(
                 f"to_qobj: dims={dims} multiply to {np.prod(factors)}, not to n = {n}."
             )
-        factors = [factors, [1] * len(factors) if kind == "ket" else factors]
+        factors = [factors, [1] if kind == "ket" else factors]
 
     def convert(part: np.ndarray) -> Any:
         if part.ndim > axes:
