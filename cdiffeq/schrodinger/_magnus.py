@@ -87,7 +87,7 @@ class Chebyshev(eqx.Module):
     of it are added up from those of the terms (see `cd.linalg.spectral_bounds`, and `cd.linalg.operator`
     for an operator whose bounds are known better). Its error is rounding alone (H. Tal-Ezer and R. Kosloff
     1984, doi:10.1063/1.448136). A gradient takes two products more for each, for state and costate run
-    backward, and the products of all operators with some 17 vectors for each exponential, of which it keeps
+    backward, and the products of all operators with a dozen vectors for each exponential, of which it keeps
     about 50.
 
     >>> chain = cd.spin_chain(3, {"ZZ": 1.0})
