@@ -245,7 +245,7 @@ def main() -> int:
     unseen = jax.jit(signals, static_argnums=1)(for_tests, 2000)
     scores, losses, tables = {}, {}, {}
     print(
-        f"{repeats} seeds, {steps} steps of {BATCH} signals, tested on 2000 others at {SNR:g} dB:"
+        f"Seeds: {repeats}; {steps} steps of {BATCH} signals, tested on 2000 others at {SNR:g} dB:"
     )
     print(f"{'layer':14}{'parameters':>10}{'right, each seed':>30}")
     for name, layer in LAYERS.items():
