@@ -25,8 +25,8 @@ from cdiffeq.schrodinger import modulated as modulated
 from cdiffeq.schrodinger import propagator as propagator
 from cdiffeq.schrodinger import pwc as pwc
 from cdiffeq.schrodinger import sesolve as sesolve
-from cdiffeq.schrodinger import steadystate as steadystate
 from cdiffeq.schrodinger import spin_chain as spin_chain
+from cdiffeq.schrodinger import steadystate as steadystate
 from cdiffeq.schrodinger import timecallable as timecallable
 
 __version__ = "0.1.0"

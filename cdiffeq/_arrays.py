@@ -14,10 +14,15 @@ def as_array(name: str, a: Any) -> Inexact[Array, "..."]:
     """A floating or complex array of `a`, whose values stay known, also inside a jitted function."""
     with jax.ensure_compile_time_eval():
         try:
-            a = jnp.asarray(a)
+            a = jnp.asarray(a.full() if is_qobj(a) else a)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} must be an array, got {type(a).__name__}: {error}") from error
         return a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
+
+
+def is_qobj(a: Any) -> bool:
+    """Whether it is a `Qobj` of QuTiP, which needn't be installed."""
+    return hasattr(a, "full") and hasattr(a, "dims")
 
 
 def as_real(name: str, a: Any) -> Float[Array, "..."]:

@@ -163,10 +163,25 @@ def derivative(
     return _projected(problem, W, point, directions)
 
 
+def _moved(
+    problem: Problem,
+    point: Point,
+    directions: tuple[Point, ...],
+    dpoint: Point,
+    ddirections: tuple[Point, ...],
+) -> Inexact[Array, " n"]:
+    """How D^k moves with the point and with the directions."""
+    terms = [derivative(problem, point, (*directions, dpoint))]
+    for j, direction in enumerate(ddirections):
+        terms.append(derivative(problem, point, _replace(directions, j, direction)))
+    return sum(terms[1:], terms[0])
+
+
 @derivative.def_tangent
 def _tangent(args, out, dargs):
+    problem, point, directions = args
     _, dpoint, ddirections = dargs
-    return _moved(*args, dpoint, ddirections)
+    return _moved(problem, point, directions, dpoint, ddirections)
 
 
 @derivative.def_adjoint
@@ -204,14 +219,6 @@ def _adjoint_of_gradients(args, out, u):
     zero = jax.tree.map(jnp.zeros_like, g)
     in_point = _tangent_of_gradients(args, out, (None, *u, zero))
     return *in_point, _moved(problem, point, directions, *u)
-
-
-def _moved(problem, point, directions, dpoint, ddirections):
-    """How D^k moves with the point and with the directions."""
-    terms = [derivative(problem, point, (*directions, dpoint))]
-    for j, direction in enumerate(ddirections):
-        terms.append(derivative(problem, point, _replace(directions, j, direction)))
-    return sum(terms[1:], terms[0])
 
 
 def _replace(directions: tuple[Point, ...], j: int, direction: Point) -> tuple[Point, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Array, Complex, Float, Inexact, Int, PyTree
 
-from cdiffeq._arrays import as_array, require_finite
+from cdiffeq._arrays import as_array, is_qobj, require_finite
 from cdiffeq._errors import is_traced
 from cdiffeq.wirtinger._linear_map import hoist
 from cdiffeq.wirtinger._rule import adjoint_rule
@@ -472,13 +472,14 @@ class Function(Operator):
 
 def is_function(A: Any) -> bool:
     """Whether A is a plain function, which says nothing of what it acts on."""
-    return callable(A) and not isinstance(A, Operator | lx.AbstractLinearOperator)
+    other = isinstance(A, Operator | lx.AbstractLinearOperator) or is_qobj(A)
+    return callable(A) and not other
 
 
 def is_dense(A: Any) -> bool:
     """Whether A isn't sparse, nor an operator: an array, if it is anything at all."""
     known = isinstance(A, Operator | lx.AbstractLinearOperator | jsparse.JAXSparse)
-    return not (known or scipy.sparse.issparse(A))
+    return not (known or scipy.sparse.issparse(A) or is_qobj(A))
 
 
 def hold(A: Operator) -> Operator:
@@ -507,7 +508,7 @@ def as_operator(name: str, A: Any, like: PyTree[Any] = None) -> Operator:
     """
     if isinstance(A, Operator):
         return A
-    if hasattr(A, "dims") and hasattr(A, "full"):  # of QuTiP
+    if is_qobj(A):
         A = A.to("CSR").data.as_scipy()
     if scipy.sparse.issparse(A):
         A = A.tocoo()

@@ -301,9 +301,7 @@ def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
     """A dense array of `A`: an array, anything with `__array__`, a sparse matrix, a Qobj or an operator."""
     if isinstance(A, Operator):
         return A.to_dense()
-    if hasattr(A, "full") and hasattr(A, "dims"):  # Qobj
-        A = A.full()
-    elif hasattr(A, "toarray"):  # scipy.sparse
+    if hasattr(A, "toarray"):  # scipy.sparse
         A = A.toarray()
     elif hasattr(A, "todense"):  # BCOO and the like
         A = A.todense()

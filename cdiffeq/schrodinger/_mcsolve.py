@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, PyTree
 
-from cdiffeq._arrays import as_array, as_times, require_finite
+from cdiffeq._arrays import as_array, as_times, is_qobj, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._expm import expm
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
@@ -472,7 +472,7 @@ def _error(code: Any, max_jumps: Any) -> Exception:
 
 
 def _ket(psi: Any, n: int) -> Any:
-    if hasattr(psi, "full") and hasattr(psi, "dims"):  # Qobj
+    if is_qobj(psi):
         psi = psi.full()[:, 0]
     psi = psi if isinstance(psi, np.ndarray) or is_traced(psi) else as_array("psi0", psi)
     if jnp.shape(psi) != (n,):

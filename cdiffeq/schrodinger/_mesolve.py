@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from cdiffeq._arrays import as_array, as_times, require_finite
+from cdiffeq._arrays import as_array, as_times, is_qobj, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._action_taylor import Taylor
 from cdiffeq.ode._solve import solve
@@ -388,7 +388,7 @@ def common_dtype(H: Hamiltonian, jumps: Sequence[Hamiltonian], state: Any) -> tu
 
 def _density(name: str, rho: Any, n: int) -> Any:
     """A density matrix of shape (..., n, n), of which a ket (n,) makes one."""
-    if hasattr(rho, "full") and hasattr(rho, "dims"):  # Qobj
+    if is_qobj(rho):
         rho = rho.full()
         rho = rho[:, 0] if rho.shape[1] == 1 else rho
     rho = rho if isinstance(rho, np.ndarray) or is_traced(rho) else as_array(name, rho)

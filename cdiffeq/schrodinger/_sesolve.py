@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from cdiffeq._arrays import as_array, as_times, require_finite
+from cdiffeq._arrays import as_array, as_times, is_qobj, require_finite
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq.linalg._operator import Operator, as_operator
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
@@ -361,7 +361,7 @@ def _in_parallel(n: int, hermitian: bool) -> bool:
 
 
 def _states(name: str, psi: Any, n: int) -> Any:
-    if hasattr(psi, "full") and hasattr(psi, "dims"):
+    if is_qobj(psi):
         if psi.shape[1] != 1:
             raise ValueError(f"{name} must be a ket, but is a Qobj of shape {psi.shape}.")
         psi = psi.full()[:, 0]

@@ -63,3 +63,10 @@ def test_sparse():
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_linear_algebra_takes_operators_of_qutip():
+    H = qutip.sigmax() + 2 * qutip.qeye(2)
+    b = np.array([1.0, 2.0j])
+    np.testing.assert_allclose(cd.linalg.solve(H, b), np.linalg.solve(H.full(), b), rtol=1e-14)
+    np.testing.assert_allclose(cd.linalg.expm_multiply(H, b, -1j), (-1j * H).expm().full() @ b)
