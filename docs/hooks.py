@@ -48,7 +48,7 @@ def benchmarks() -> str:
         for size, rows in record[problem.size_name].items():
             rows = [_harness.Row(**row) for row in rows]
             table = _report.table(problem, int(size), rows)
-            pages.append(f"### {int(size):,} {problem.size_name}\n\n" + table.split("\n", 2)[2])
+            pages.append(f"### {problem.size_name} {int(size):,}\n\n" + table.split("\n", 2)[2])
     return "\n\n".join(pages) + "\n"
 
 
