@@ -45,12 +45,7 @@ def _population(drives: np.ndarray) -> float:
         H = H + qubit["anharmonicity"] / 2 * (n @ n - n)
         T1, T2 = 1e3 * qubit["T1"], 1e3 * qubit["T2"]
         for L in (a / np.sqrt(T1), n * np.sqrt(2 / T2 - 1 / T1)):
-            S = (
-                S
-                + np.kron(L, L)
-                - np.kron(L.T @ L, np.eye(9)) / 2
-                - np.kron(np.eye(9), L.T @ L) / 2
-            )
+            S = S + np.kron(L, L) - np.kron(L.T @ L, one) / 2 - np.kron(one, L.T @ L) / 2
     _, V = np.linalg.eigh(H)
     dressed = lambda k: V[:, np.argmax(np.abs(V[k]))]
     rho = np.outer(dressed(3), dressed(3)).reshape(-1).astype(complex)
