@@ -259,9 +259,14 @@ def _stages(tab, Ys):
 
 
 def _stage_time(t, h, c):
-    """t + c h, but never the very ends of a step: F may jump there, and belongs to the inside."""
+    """t + c h, but never the very ends of a step: F may jump there, and belongs to the inside.
+
+    Not within the rounding of t / dt either, by which an F may look up where it is.
+    """
     if c not in (0.0, 1.0):
         return t + c * h
     exact = t + c * h
     still, other_end = jax.lax.stop_gradient((exact, t + (1 - c) * h))
-    return exact + (jnp.nextafter(still, other_end) - still)
+    least = 8 * jnp.finfo(still.dtype).eps * jnp.maximum(jnp.abs(still), jnp.abs(other_end))
+    length = other_end - still
+    return exact + jnp.sign(length) * jnp.minimum(least, jnp.abs(length) / 8)
