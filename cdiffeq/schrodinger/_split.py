@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Inexact
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._diagonals import main_diagonal
@@ -195,56 +195,53 @@ class SplitSteps(Stepper):
 
     def forward(self, params, fixed, x, psi):
         (theta, tau), potentials, T = self._read(params, fixed, x)
+        drifts = _drifts(tau, T)
         waves, real = self._waves(psi), jnp.asarray(True)
         for i in range(len(theta)):
             kick, is_real = self._kick(theta[i], potentials)
             waves, real = _factor(kick) * waves, real & is_real
             if i < len(tau):
-                waves = fourier(_factor(tau[i] * T) * fourier(waves, False), True)
+                waves = fourier(drifts[i] * fourier(waves, False), True)
         psi = waves.reshape(psi.T.shape).T
         breach = jnp.where(real, jnp.inf, 0).astype(psi.real.dtype)
         return psi, psi[None], breach
 
     def backward(self, params, fixed, x, psi, lam, jumps):
         (theta, tau), potentials, T = self._read(params, fixed, x)
+        drifts = _drifts(tau, T)
         batch = psi.shape[1]
         psi, lam = self._waves(psi), self._waves(lam + jumps[0])
-        afters = None if self.unitary else self._afters(theta, tau, potentials, T, psi)
-        g_theta = [jnp.zeros(()) for _ in theta]
-        g_tau = [jnp.zeros(()) for _ in tau]
+        # Where states run backward they do so in one array with the costates.
+        afters = None if self.unitary else self._afters(theta, drifts, potentials, psi)
+        rows = jnp.concatenate([psi, lam]) if self.unitary else lam
+        pair = lambda rows, k: (rows[:batch], rows[batch:]) if afters is None else (afters[k], rows)
+        V = jnp.stack(potentials).reshape(len(potentials), -1)
+        g_theta, g_tau = [], []
         g_V, g_T = self._no_gradient(params)
-        moving = params[0]
         for i in reversed(range(len(theta))):
+            g_kick = _slope(*pair(rows, 2 * i), self.unitary)
+            g_theta.append(jnp.conj(V) @ g_kick)
+            for j, g in enumerate(g_V):
+                if g is not None:
+                    more = jnp.conj(theta[i, j]) * g_kick
+                    g_V[j] = g + (more if jnp.iscomplexobj(g) else more.real)
             kick, _ = self._kick(theta[i], potentials)
-            back = jnp.conj(_factor(kick))
-            after = psi if afters is None else afters[2 * i]
-            g_kick = jnp.sum(1j * jnp.conj(after) * lam, axis=0)
-            g_kick = g_kick.real if self.unitary else g_kick
-            g_theta[i] = jnp.stack([jnp.sum(jnp.conj(V) * g_kick) for V in potentials])
-            for j, V in enumerate(moving):
-                if V is not None:
-                    more = (jnp.conj(theta[i, j]) * g_kick).reshape(-1)
-                    g_V[j] = g_V[j] + (more if jnp.iscomplexobj(V) else more.real)
-            psi, lam = back * psi if self.unitary else psi, back * lam
+            rows = jnp.conj(_factor(kick)) * rows
             if i == 0:
                 break
-            drift = jnp.conj(_factor(tau[i - 1] * T))
-            both = fourier(jnp.concatenate([psi, lam]), False)
-            psi_k, lam_k = both[:batch], both[batch:]
-            after = psi_k if afters is None else afters[2 * i - 1]
-            g_drift = jnp.sum(jnp.conj(after) * lam_k, axis=0)
-            g_drift = -g_drift.imag / T.size  # of Parseval's theorem
-            g_tau[i - 1] = jnp.sum(T * g_drift)
+            rows = fourier(rows, False)
+            g_drift = _slope(*pair(rows, 2 * i - 1), True) / T.size  # of Parseval's theorem
+            g_tau.append(T.reshape(-1) @ g_drift)
             if g_T is not None:
-                g_T = g_T + tau[i - 1] * g_drift
-            both = fourier(drift * both, True)
-            psi, lam = both[:batch], both[batch:]
-        rows = jnp.stack(g_theta)
-        rows = rows if jnp.iscomplexobj(theta) else rows.real
+                g_T = g_T + (tau[i - 1] * g_drift).reshape(T.shape)
+            rows = fourier(jnp.conj(drifts[i - 1]) * rows, True)
+        g_theta, g_tau = jnp.stack(g_theta[::-1]), jnp.stack(g_tau[::-1])
+        g_theta = g_theta if jnp.iscomplexobj(theta) else g_theta.real
         pull = pull_back(lambda f, x: self.factors(f, fixed, x), params[2:], first(x))[1]
-        g_functions, g_x = pull((rows.astype(theta.dtype), jnp.stack(g_tau).astype(tau.dtype)))
+        g_functions, g_x = pull((g_theta.astype(theta.dtype), g_tau.astype(tau.dtype)))
         flat = lambda waves: waves.reshape(batch, -1).T
         g_x = jax.tree.map(lambda a: a[None], g_x)
+        psi, lam = (rows[:batch], rows[batch:]) if self.unitary else (psi, rows)
         return flat(psi), flat(lam), (g_V, g_T, *g_functions), g_x
 
     def _read(self, params, fixed, x):
@@ -266,14 +263,14 @@ class SplitSteps(Stepper):
         size, off = jnp.max(jnp.abs(phase)), jnp.max(jnp.abs(phase.imag))
         return phase.real, ~(off > 1e3 * jnp.finfo(size.dtype).eps * size)
 
-    def _afters(self, theta, tau, potentials, T, waves):
+    def _afters(self, theta, drifts, potentials, waves):
         """The states after each factor, of drifts in Fourier space."""
         found = []
         for i in range(len(theta)):
             waves = _factor(self._kick(theta[i], potentials)[0]) * waves
             found.append(waves)
-            if i < len(tau):
-                found.append(_factor(tau[i] * T) * fourier(waves, False))
+            if i < len(drifts):
+                found.append(drifts[i] * fourier(waves, False))
                 waves = fourier(found[-1], True)
         return found
 
@@ -292,4 +289,20 @@ def _factor(phase: Array) -> Complex[Array, "1 ..."]:
     """exp(-i phase), for all states of the batch."""
     if jnp.iscomplexobj(phase):
         return jnp.exp(-1j * phase)[None]
-    return phase_factor(phase)[None]
+    # Fused with all that uses it, it would be computed again for each.
+    return jax.lax.optimization_barrier(phase_factor(phase))[None]
+
+
+def _drifts(tau: Array, T: Array) -> list[Complex[Array, "1 ..."]]:
+    """The factors of the drifts, in Fourier space; the last are the first, in reverse order."""
+    half = [_factor(tau[i] * T) for i in range((len(tau) + 1) // 2)]
+    return half + half[len(tau) // 2 - 1 :: -1] if len(tau) > 1 else half
+
+
+def _slope(after: Array, lam: Array, real: bool) -> Inexact[Array, " n"]:
+    """The gradient i conj(y) g_y of a phase, summed over the batch; its real part, where that is all."""
+    if real:
+        slope = after.imag * lam.real - after.real * lam.imag
+    else:
+        slope = 1j * jnp.conj(after) * lam
+    return jnp.sum(slope, axis=0).reshape(-1)

@@ -98,14 +98,15 @@ def step_data(grid: Grid, steps: Steps, saves: int) -> tuple[PyTree[Array], Int[
 
 
 def equal_steps(grid: Grid, per_interval: int) -> Steps:
-    """The same number of equal steps in each interval."""
-    n = len(grid.starts)
+    """The same number of equal steps in each interval, but one in the first, which has no length."""
+    n = len(grid.starts) - 1
     corners = jnp.arange(per_interval + 1, dtype=grid.starts.dtype) / per_interval
+    whole = lambda a, value: jnp.concatenate([jnp.full_like(a, value, shape=1), a])
     return Steps(
-        jnp.repeat(jnp.arange(n, dtype=jnp.int32), per_interval),
-        jnp.tile(corners[:-1], n),
-        jnp.tile(corners[1:], n),
-        n * per_interval,
+        whole(jnp.repeat(jnp.arange(1, n + 1, dtype=jnp.int32), per_interval), 0),
+        whole(jnp.tile(corners[:-1], n), 0),
+        whole(jnp.tile(corners[1:], n), 1),
+        1 + n * per_interval,
     )
 
 
