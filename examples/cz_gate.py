@@ -223,7 +223,7 @@ def main() -> int:
     option("--name", default="ibmq_manila", help="the device (default: ibmq_manila)")
     option("--pair", type=int, nargs=2, default=(0, 1), metavar=("CONTROL", "TARGET"))
     option("--duration", type=float, default=220.0, metavar="NS", help="(default: 220)")
-    option("--out", type=Path, default=Path("cz_gate.png"), metavar="FILE", help="the figure")
+    option("--output", type=Path, default=Path("cz_gate.png"), metavar="FILE", help="the figure")
     option("--pulse", type=Path, metavar="FILE", help="write the pulses here, as text")
     option("--quick", action="store_true", help="few iterations: a design that isn't finished")
     given = parser.parse_args()
@@ -293,8 +293,8 @@ def main() -> int:
     if given.pulse is not None:
         columns = np.column_stack([edges[:-1], *d.real, *d.imag])
         np.savetxt(given.pulse, columns, header="start (ns), Re d_0, Re d_1, Im d_0, Im d_1")
-    draw(given.out, pair, edges, d, times, populations, first, second, idle)
-    print(f"Figure in {given.out}; {time.perf_counter() - began:.0f} s after the imports.")
+    draw(given.output, pair, edges, d, times, populations, first, second, idle)
+    print(f"Figure in {given.output}; {time.perf_counter() - began:.0f} s after the imports.")
     return 0
 
 

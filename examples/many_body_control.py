@@ -6,7 +6,7 @@ All spins begin along x, the ground state of a strong transverse field. The fiel
 their gradient comes from the Schroedinger equation run backward, in the memory of a few dozen states, and
 Adam follows it. No matrix of the chain is ever formed.
 
-    python examples/many_body_control.py --spins 10 --out ghz.png
+    python examples/many_body_control.py --spins 10 --output ghz.png
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main(arguments=None):
     parser.add_argument("--duration", type=float, default=10.0, help="in 1/J")
     parser.add_argument("--iterations", type=int, default=150)
     parser.add_argument("--quick", action="store_true", help="a small chain and a few iterations")
-    parser.add_argument("--out", default="many_body_control.png")
+    parser.add_argument("--output", default="many_body_control.png")
     options = parser.parse_args(arguments)
     spins, slices, iterations = options.spins, 100, options.iterations
     if options.quick:
@@ -105,8 +105,8 @@ def main(arguments=None):
     result = solve(u, edges, exp_ops=ops)
     final = result.final_state
     print(f"weight on the two poles: {float(jnp.sum(jnp.abs(final[jnp.array([0, -1])]) ** 2)):.6f}")
-    draw(options.out, edges, u, history, edges, result.expects.real, spins)
-    print(f"figure in {options.out}")
+    draw(options.output, edges, u, history, edges, result.expects.real, spins)
+    print(f"figure in {options.output}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A packet runs at a barrier that is higher than its energy. The barrier's height 
 bumps of a given total, is shaped by the gradient of the probability behind the wall: a gate opens. The
 potential at every point has a gradient, by one run of the Schroedinger equation backward.
 
-    python examples/wavepacket.py --out wavepacket.png
+    python examples/wavepacket.py --output wavepacket.png
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main(arguments=None):
     parser.add_argument("--points", type=int, default=128, help="of the grid along x")
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help="a coarse grid and a few iterations")
-    parser.add_argument("--out", default="wavepacket.png")
+    parser.add_argument("--output", default="wavepacket.png")
     options = parser.parse_args(arguments)
     points, steps, iterations = options.points, 200, options.iterations
     if options.quick:
@@ -106,8 +106,8 @@ def main(arguments=None):
     norm = np.sum(np.abs(frames[1][-1]) ** 2) * grid.cell
     print(f"probability in all, off from one by {abs(norm - 1):.1e}")
     barriers = [np.asarray(barrier(s)) for s in (flat, shape)]
-    draw(options.out, grid, barriers, frames, ts, chances)
-    print(f"figure in {options.out}")
+    draw(options.output, grid, barriers, frames, ts, chances)
+    print(f"figure in {options.output}")
 
 
 if __name__ == "__main__":

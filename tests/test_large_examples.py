@@ -17,7 +17,7 @@ from tests.running import run
     ],
 )
 def test_examples_run(script: str, better: str, worse: str, tmp_path: Path):
-    done = run(script, "--quick", "--out", tmp_path / "figure.png", cwd=tmp_path)
+    done = run(script, "--quick", "--output", tmp_path / "figure.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     low, high = (float(re.search(p, done.stdout)[1]) for p in (better, worse))
     assert low < 0.8 * high
