@@ -88,6 +88,7 @@ def test_activations_at_zero_and_in_single_precision(f):
 # Initialisation
 
 
+@pytest.mark.slow
 def test_initialisation_keeps_norms():
     x = _normal(0, 400)
     square = lambda y: float(jnp.mean(jnp.abs(y) ** 2))
@@ -129,6 +130,7 @@ def test_a_batch_is_refused_without_vmap(name):
 # Layers
 
 
+@pytest.mark.slow
 def test_unitary_layer_is_a_unitary_of_its_hamiltonian():
     layer, x = _layers()["UnitaryLayer"]
     H = np.asarray(layer.hamiltonian)

@@ -58,7 +58,7 @@ def zrelu(z: Inexact[Array, "..."]) -> Complex[Array, "..."]:
     """
     _require_complex("zrelu", z)
     outside = (z.real <= 0) | (jnp.imag(z) <= 0)
-    return jnp.where(outside, 0 * z, z)  # 0 z, so that a NaN stays one
+    return jnp.where(outside & ~jnp.isnan(z), 0, z)
 
 
 def _require_complex(name: str, z: Inexact[Array, "..."]) -> None:

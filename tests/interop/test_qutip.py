@@ -65,6 +65,7 @@ def test_refusals(call, error, message):
         call()
 
 
+@pytest.mark.slow
 def test_linear_algebra_takes_operators_of_qutip():
     H = qutip.sigmax() + 2 * qutip.qeye(2)
     b = np.array([1.0, 2.0j])

@@ -61,6 +61,7 @@ def operators() -> dict:
 OPERATORS = operators()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_family_is_that_of_matrices(name: str):
     A, matrix = OPERATORS[name]

@@ -119,6 +119,7 @@ def check_convergence(problem, adjoint, rtols):
     assert last * gained < first, (rtols, first, last)
 
 
+@pytest.mark.slow
 def test_errors_follow_the_tolerance():
     check_convergence(LANDAU, "Discrete", (1e-4, 1e-7))
 

@@ -41,7 +41,7 @@ def test_a_control_term_is_refused():
     """It would integrate the conjugate of a complex field."""
     path = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 1.0]))
     term = diffrax.ControlTerm(lambda t, z, p: 1j * z, path)
-    with pytest.raises(TypeError, match="'f'|f must be"):
+    with pytest.raises(TypeError, match=r"'f'|f must be"):
         cd.ode.solve(term, 1 + 0j, [0.0, 1.0])
 
 

@@ -144,6 +144,7 @@ def test_the_good_problem_passes(programs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_failures_while_running(programs, name: str):
     change, message = BAD[name]

@@ -362,6 +362,7 @@ def test_backward_time():
 # Transformations.
 
 
+@pytest.mark.slow
 def test_vmap_of_gradients():
     p = only(PROBLEM, EXACT)
     f = lambda u, v, drift, psi0: loss(p | dict(u=u, v=v, drift=drift, psi0=psi0), EXACT)
@@ -381,6 +382,7 @@ def test_propagator_gradient():
     check_rule(f, p, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_hamiltonian_is_a_hamiltonian():
     H = cd.constant(Z) + cd.pwc([0.0, 0.5], [1.0], X)
     gradient = jax.grad(

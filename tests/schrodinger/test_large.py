@@ -35,6 +35,7 @@ def dense(H):
     return lambda t: np.asarray(H(t).to_dense())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, cd.Krylov(dimension=6)])
 def test_piecewise_constant(method):
     H = piecewise(J, U)
@@ -46,6 +47,7 @@ def test_piecewise_constant(method):
     np.testing.assert_allclose(result.expects[1], 1, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_keep_the_tolerance():
     H = smooth(J, 1.3)
     result = cd.sesolve(H, PSI, TS, rtol=1e-9, atol=0.0)
@@ -54,6 +56,7 @@ def test_adaptive_steps_keep_the_tolerance():
     assert result.stats.steps > 10
 
 
+@pytest.mark.slow
 def test_long_steps_and_exact_gradients():
     # |H| dt = 90: cut in parts, there and back.
     def probability(u, psi, as_matrix):

@@ -75,6 +75,7 @@ def error(name: str, dtype=np.float64, **options) -> tuple[np.ndarray, cd.Result
     return np.linalg.norm(result.states - reference(name), axis=-1), result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order, steps", [(2, 64), (4, 16), (6, 8)])
 def test_order(order: int, steps: int):
     coarse, _ = error("chirp", method=cd.Magnus(order, steps=steps))
@@ -99,6 +100,7 @@ def test_errors_are_below_the_tolerance(name: str):
     assert name == "constant" or (counts[0] < counts[1] and sorted(counts[1:]) == counts[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_single_precision(name: str):
     norms = np.linalg.norm(PSI, axis=-1)
@@ -117,6 +119,7 @@ def test_every_order_keeps_to_the_tolerance(name: str, order: int):
         assert np.all(got <= rtol + rtol * norms), (rtol, got)
 
 
+@pytest.mark.slow
 def test_no_more_steps_than_it_takes():
     # Five intervals have a length, and there are two halves to a step: a quarter of the steps, spread
     # evenly, do not reach the tolerance.
@@ -125,6 +128,7 @@ def test_no_more_steps_than_it_takes():
     assert np.max(fewer[:, 0]) > 2e-11 > np.max(got[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [0.0, 1.0])
 def test_a_pulse_in_the_quiet_is_not_overlooked(quiet: float):
     # A fiftieth of the time is the longest step, so that a pulse as long is seen.

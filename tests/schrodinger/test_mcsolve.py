@@ -25,6 +25,7 @@ def means(*args, key=0, ntraj=400, ts=TS, psi=PSI):
     return cd.mcsolve(H, jumps, psi, ts, key=jax.random.key(key), ntraj=ntraj, exp_ops=OPS)
 
 
+@pytest.mark.slow
 def test_values_within_the_standard_error():
     run = means(ntraj=4000)
     H, jumps = problem()
@@ -72,6 +73,7 @@ def test_derivatives_within_the_standard_error():
     assert np.max(error) < 0.05 * np.max(np.abs(moved(exact)))
 
 
+@pytest.mark.slow
 def test_reverse_mode_is_the_adjoint_of_forward_mode():
     f = jax.jit(
         lambda values, decay, psi, ts: means(values, decay, ntraj=6, psi=psi, ts=ts).expects
@@ -87,6 +89,7 @@ def test_reverse_mode_is_the_adjoint_of_forward_mode():
     assert jnp.isrealobj(backward[0]) and jnp.iscomplexobj(backward[2])
 
 
+@pytest.mark.slow
 def test_reproducible_and_independent_of_the_number():
     few, many = means(ntraj=5), means(ntraj=20)
     np.testing.assert_array_equal(few.jumps, many.jumps[:5])
@@ -141,6 +144,7 @@ def test_second_derivatives_within_the_standard_error():
     assert error < 0.2 * abs(second(exact))
 
 
+@pytest.mark.slow
 def test_single_precision():
     args = jax.tree.map(lambda a: jnp.asarray(a, jnp.complex64), (Z, [LOWER], PSI))
     ts = jnp.asarray(TS, jnp.float32)
@@ -148,6 +152,7 @@ def test_single_precision():
     assert run.expects.dtype == jnp.complex64
 
 
+@pytest.mark.slow
 def test_bad_input():
     key = jax.random.key(0)
     H, jumps = problem()

@@ -110,6 +110,7 @@ def test_bloch_equations():
     np.testing.assert_allclose(rho[0, 1], known, rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
 def test_against_expm(method: str):
     rho0 = np.stack([density(RNG, 3), density(RNG, 3)])
@@ -124,6 +125,7 @@ def test_against_expm(method: str):
     assert result.final_state.shape == (2, 3, 3) and result.success
 
 
+@pytest.mark.slow
 def test_methods_agree_without_the_matrix(monkeypatch):
     monkeypatch.setattr("cdiffeq.schrodinger._mesolve.LARGEST_FORMED", 2)
     H, jumps = problem(5)
@@ -196,6 +198,7 @@ def test_kets_qobjs_and_dtypes():
 # Derivatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MOSTLY_SLOW)
 def test_derivatives(method: str):
     H0, H1, L, M = matrices(3)

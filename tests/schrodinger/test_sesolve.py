@@ -321,6 +321,7 @@ def test_one_dimension():
     np.testing.assert_allclose(psi, np.exp(-0.75j) * np.array([[2.0], [1.0]]), atol=1e-15)
 
 
+@pytest.mark.slow
 def test_no_time():
     result = cd.sesolve(controlled(), PSI, [0.3])
     np.testing.assert_array_equal(result.states, PSI[None])
@@ -333,6 +334,7 @@ def test_no_time():
 # Matrices that are not Hermitian.
 
 
+@pytest.mark.slow
 def test_decay():
     decay = H0 - 0.3j * np.diag([0.0, 1.0, 4.0])
     H = decay + cd.pwc(EDGES, VALUES, H1)
@@ -350,6 +352,7 @@ def test_decay():
     assert np.all(error <= 1e-9 + 1e-9 * largest)
 
 
+@pytest.mark.slow
 def test_hermitian_or_not_makes_no_difference_to_the_value():
     ts = TIMES["inside slices"]
     one = cd.sesolve(controlled(), PSI, ts).states

@@ -34,6 +34,7 @@ def test_a_free_packet_in_two_dimensions():
     np.testing.assert_allclose(result.final_state, psi(3.0), atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 4])
 def test_order(order: int):
     H = shaken(X**2 / 2, jnp.array([0.4, -0.7]), 1.3)
@@ -55,6 +56,7 @@ def test_against_chebyshev():
         np.testing.assert_allclose(got, expected, atol=atol)
 
 
+@pytest.mark.slow
 def test_rule():
     def f(V, u, w, mass, ts, psi):
         H = shaken(V, u, w, mass)

@@ -16,6 +16,7 @@ H, L, M = hermitian(RNG, N), random(RNG, N, N), random(RNG, N, N)
 GMRES = cd.linalg.GMRES(rtol=1e-11, restart=N * N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, GMRES])
 def test_against_qutip(solver):
     rho = cd.steadystate(H, [L, M], solver=solver)
@@ -47,6 +48,7 @@ def test_large_ones_are_solved_by_iteration():
     np.testing.assert_allclose(rho, direct, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, pytest.param(GMRES, marks=pytest.mark.slow)])
 def test_derivatives(solver):
     def f(H, L):
@@ -57,6 +59,7 @@ def test_derivatives(solver):
     check_rule(jax.jit(f), H, L, key=jax.random.key(3), rtol=rtol, pairing_rtol=rtol, modes=modes)
 
 
+@pytest.mark.slow
 def test_vmap_and_single_precision():
     f = lambda x: cd.steadystate(x * H, [L, M])
     mapped = jax.vmap(f)(jnp.array([0.5, 2.0]))
@@ -65,6 +68,7 @@ def test_vmap_and_single_precision():
     assert single.dtype == jnp.complex64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, GMRES])
 def test_a_state_that_isnt_unique_raises(solver):
     # Populations of a dephased system stay; so do both halves of a system in two parts.
