@@ -73,7 +73,7 @@ class Gate:
     def pulse(self, p):
         """d from 2 x HARMONICS amplitudes: it starts and ends at zero, and stays below 1."""
         k = np.arange(1, HARMONICS + 1)
-        waves = jnp.sin(np.pi * k[:, None] * self.s) * jnp.sin(np.pi * self.s)
+        waves = np.sin(np.pi * k[:, None] * self.s) * np.sin(np.pi * self.s)
         u = (p[:HARMONICS] + 1j * p[HARMONICS:]) @ waves
         return u / jnp.sqrt(1 + jnp.abs(u) ** 2)
 
