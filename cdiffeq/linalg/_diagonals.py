@@ -23,7 +23,14 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq._errors import is_traced
-from cdiffeq.linalg._operator import Disc, Operator, Sum, as_operator, bounding_box
+from cdiffeq.linalg._operator import (
+    Disc,
+    Operator,
+    Sum,
+    as_operator,
+    bounding_box,
+    multiplied,
+)
 
 
 class Diagonals(Operator):
@@ -52,7 +59,7 @@ class Diagonals(Operator):
         # One axis for each site: a shift is then a change of index, which XLA fuses with the sum.
         x = X.reshape(*self.dims, X.shape[1])
         terms = [
-            D[..., None] * _shifted(x, shift)
+            multiplied(D[..., None], _shifted(x, shift))
             for D, shift in zip(self.tensors, self.shifts, strict=True)
         ]
         return sum(terms[1:], terms[0]).reshape(X.shape)

@@ -34,6 +34,7 @@ import scipy.special
 from jaxtyping import Array, Complex, Float, Int
 
 from cdiffeq.linalg._arnoldi import two_norm
+from cdiffeq.linalg._operator import multiplied
 
 # Radii of one sum; a larger B is taken in equal parts. On the way back shorter ones cost less, of lower rank.
 _LARGEST, _LARGEST_BACK = 32.0, 8.0
@@ -44,50 +45,64 @@ Apply = Callable[[Complex[Array, "n k"]], Complex[Array, "n k"]]
 
 
 class Table(NamedTuple):
-    """For each radius, ascending, the number of terms and the coefficients g_k(1); and the rows u_r of G, for
-    those of the radii that are used on the way back."""
+    """For each radius, ascending, the number of terms and the coefficients g_k(1); and how many rows u_r of G
+    there are, and these, for those of the radii that are used on the way back."""
 
     radii: Float[Array, " levels"]
     terms: Int[Array, " levels"]
     g: Float[Array, "levels terms"]
+    ranks: Int[Array, " few"]
     u: Float[Array, "few rank terms"]
+
+
+def _radii() -> np.ndarray:
+    steps = np.arange(4 * np.log2(_LARGEST) + 1)
+    return np.concatenate([[1e-8, 1e-5], 2.0 ** np.arange(-12, 0), 2 ** (steps / 4)])
+
+
+def radii_back() -> np.ndarray:
+    """The radii that are used on the way back."""
+    return _radii()[_radii() <= _LARGEST_BACK]
+
+
+def bessel_coefficients(rho: np.ndarray | float) -> np.ndarray:
+    """(2 - delta_k0) J_k(rho), k first."""
+    k = np.arange(120).reshape(-1, *[1] * np.ndim(rho))
+    return (2.0 - (k == 0)) * scipy.special.jv(k, rho)
 
 
 @functools.cache
 def _table(single: bool) -> tuple[np.ndarray, ...]:
     tol = 2e-9 if single else 1e-17
-    steps = np.arange(4 * np.log2(_LARGEST) + 1)
-    radii = np.concatenate([[1e-8, 1e-5], 2.0 ** np.arange(-12, 0), 2 ** (steps / 4)])
+    radii = _radii()
     nodes, weights = np.polynomial.legendre.leggauss(64)
     nodes, weights = (nodes + 1) / 2, weights / 2
-    k = np.arange(120)
-    bessel = lambda rho: (2.0 - (k == 0))[:, None] * scipy.special.jv(k[:, None], rho)
     count, values, rows = [], [], []
     for rho in radii:
-        g = bessel(np.array([rho]))[:, 0]
+        g = bessel_coefficients(rho)
         few = int(np.max(np.flatnonzero(np.abs(g) > tol))) + 1
         few = max(few, 3)
         count.append(few)
         values.append(g[:few])
         if rho <= _LARGEST_BACK:
-            of_s = bessel(rho * nodes)[:few]
+            of_s = bessel_coefficients(rho * nodes)[:few]
             power, vectors = np.linalg.eigh((of_s * weights) @ of_s.T)
-            keep = power > 10 * tol * power[-1]
+            keep = power > 100 * tol * power[-1]
             rows.append((np.sqrt(power[keep]) * vectors[:, keep]).T[::-1])
     padded = lambda sizes: -(-max(sizes) // _BLOCK) * _BLOCK
-    rank = max(len(u) for u in rows)
+    ranks = np.array([len(u) for u in rows], np.int32)
     fit = lambda a, shape: np.pad(a, [(0, n - m) for n, m in zip(shape, a.shape, strict=True)])
     g = np.stack([fit(g, (padded(count),)) for g in values])
-    u = np.stack([fit(u, (rank, padded(count[: len(rows)]))) for u in rows])
-    return radii, np.array(count, np.int32), g, u
+    u = np.stack([fit(u, (max(ranks), padded(count[: len(rows)]))) for u in rows])
+    return radii, np.array(count, np.int32), g, ranks, u
 
 
 def make_table(dtype: Any) -> Table:
     """The table for vectors of this complex dtype."""
     real = jnp.finfo(dtype).dtype
-    radii, terms, g, u = _table(jnp.finfo(dtype).bits == 32)
+    radii, terms, g, ranks, u = _table(jnp.finfo(dtype).bits == 32)
     cast = lambda a: jnp.asarray(a, real)
-    return Table(cast(radii), jnp.asarray(terms), cast(g), cast(u))
+    return Table(cast(radii), jnp.asarray(terms), cast(g), jnp.asarray(ranks), cast(u))
 
 
 class Plan(NamedTuple):
@@ -120,7 +135,7 @@ def exponential_action(
     apply: Apply, v: Complex[Array, "n k"], plan: Plan, table: Table, sign: int = -1
 ) -> Complex[Array, "n k"]:
     """exp(sign i B) v, B given by its product with vectors."""
-    step = _recurrence(apply, plan, sign)
+    step = make_recurrence(apply, plan, sign)
     g, terms = table.g[plan.level], table.terms[plan.level]
 
     def part(_, v):
@@ -129,9 +144,11 @@ def exponential_action(
         def add(k, state):
             before, last, y = state
             new = step(last, before)
-            return last, new, y + g[k] * new
+            return last, new, y + multiplied(g[k], new)
 
-        return jax.lax.fori_loop(2, terms, add, (v, first, g[0] * v + g[1] * first))[2]
+        return jax.lax.fori_loop(
+            2, terms, add, (v, first, multiplied(g[0], v) + multiplied(g[1], first))
+        )[2]
 
     v = jax.lax.fori_loop(0, plan.parts, part, v)
     return jnp.exp(sign * 1j * plan.center.astype(g.dtype)).astype(v.dtype) * v
@@ -152,37 +169,33 @@ def exponential_back(
     ``L P^H``.
     """
     k = psi.shape[1]
-    step = _recurrence(apply, plan, 1)
+    step = make_recurrence(apply, plan, 1)
     g, u, terms = table.g[plan.level], table.u[plan.level], table.terms[plan.level]
-    rank = u.shape[0]
+    weights = jnp.concatenate([u, g[None, : u.shape[1]]])
 
     def part(_, state):
         both, gradient = state
 
         def add(block, state):
-            before, last, re, im = state
-            vectors = []
-            for _ in range(_BLOCK):
-                vectors.append(before)
+            before, last, sums = state
+            rows = jax.lax.dynamic_slice_in_dim(weights, block * _BLOCK, _BLOCK, 1)[..., None, None]
+            more = []
+            for i in range(_BLOCK):
+                more.append(multiplied(rows[:, i], before[None]))
                 before, last = last, step(last, before)
-            kept = jnp.stack(vectors).reshape(_BLOCK, -1)
-            rows = jax.lax.dynamic_slice_in_dim(u, block * _BLOCK, _BLOCK, 1)
-            weights = jax.lax.dynamic_slice_in_dim(g, block * _BLOCK, _BLOCK, 0)
-            rows = jnp.concatenate([rows, weights[None]])
-            product = lambda a: jnp.matmul(rows, a, precision=jax.lax.Precision.HIGHEST)
-            more = product(kept.real), product(kept.imag)
-            return before, last, re + more[0], im + more[1]
+            # Of so few terms a sum in one pass is faster than a matrix product.
+            return before, last, sums + sum(more[1:], more[0])
 
         first = step(both, jnp.zeros_like(both)) / 2
-        nothing = jnp.zeros((rank + 1, both.size), both.real.dtype)
-        start = both, first, nothing, nothing
+        start = both, first, jnp.zeros((len(weights), *both.shape), both.dtype)
         blocks = (terms + _BLOCK - 1) // _BLOCK
-        *_, re, im = jax.lax.fori_loop(0, blocks, add, start)
-        sums = jax.lax.complex(re, im).reshape(rank + 1, -1, 2 * k)
-        columns = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
-        P, L = columns(sums[:-1, :, :k]), columns(sums[:-1, :, k:])
-        gradient = jax.tree.map(jnp.add, gradient, pull(1j * L / plan.parts, P))
-        return sums[-1], gradient
+        *_, sums = jax.lax.fori_loop(0, blocks, add, start)
+
+        def add_pulled(r, gradient):
+            P, L = sums[r, :, :k], sums[r, :, k:]
+            return jax.tree.map(jnp.add, gradient, pull(1j * L / plan.parts, P))
+
+        return sums[-1], jax.lax.fori_loop(0, table.ranks[plan.level], add_pulled, gradient)
 
     both = jnp.concatenate([psi, lam], axis=1)
     both, gradient = jax.lax.fori_loop(0, plan.parts, part, (both, zeros))
@@ -191,12 +204,12 @@ def exponential_back(
     return psi, lam, gradient
 
 
-def _recurrence(apply: Apply, plan: Plan, sign: int) -> Callable[[Array, Array], Array]:
+def make_recurrence(apply: Apply, plan: Plan, sign: int) -> Callable[[Array, Array], Array]:
     """(S_k, S_(k-1)) -> S_(k+1)."""
     scale, center = 2 / plan.radius, plan.center
 
     def step(last, before):
-        turned = scale * (apply(last) - center * last)
+        turned = multiplied(scale, apply(last) - multiplied(center, last))
         # A product with i, which is none.
         rotated = jax.lax.complex(-sign * turned.imag, sign * turned.real)
         return rotated + before

@@ -36,11 +36,15 @@ from cdiffeq.linalg._unitary import (
     make_plan,
     norm_is_kept,
 )
+from cdiffeq.linalg._unitary_march import exponential_march, make_march
 from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Modulated, Pwc, TimeCallable
 from cdiffeq.schrodinger._magnus import Scheme
 from cdiffeq.schrodinger._propagate import Stepper
 from cdiffeq.wirtinger._linear_map import hoist, pull_back
+
+# Amplitudes from which on memory matters more than time: then the way back is marched.
+_LARGE = 2**17
 
 
 class Exponents(NamedTuple):
@@ -181,6 +185,9 @@ class ChebyshevSteps(Stepper):
 
             B = exponents.at(r)
             plan = _plan(B, known, table, back=True)
+            if len(psi) > _LARGE:
+                march = make_march(psi.dtype)
+                return exponential_march(B.mm, pull, gradient, psi, lam, plan, march)
             return exponential_back(B.mm, pull, gradient, psi, lam, plan, table)
 
         zeros = jax.tree.map(jnp.zeros_like, (params, x))

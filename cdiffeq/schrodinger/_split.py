@@ -301,8 +301,5 @@ def _drifts(tau: Array, T: Array) -> list[Complex[Array, "1 ..."]]:
 
 def _slope(after: Array, lam: Array, real: bool) -> Inexact[Array, " n"]:
     """The gradient i conj(y) g_y of a phase, summed over the batch; its real part, where that is all."""
-    if real:
-        slope = after.imag * lam.real - after.real * lam.imag
-    else:
-        slope = 1j * jnp.conj(after) * lam
+    slope = after.imag * lam.real - after.real * lam.imag if real else 1j * jnp.conj(after) * lam
     return jnp.sum(slope, axis=0).reshape(-1)
