@@ -108,8 +108,13 @@ def exponential_march(
         psis = stretch(i, psi)
         psis, lam = jax.lax.optimization_barrier((psis, lam))
         lams = stretch(i, lam)
-        for w, L, P in zip(march.weights[level, i] / plan.parts, lams, psis, strict=True):
-            gradient = jax.tree.map(jnp.add, gradient, pull(multiplied(w, 1j * L), P))
+        weights = march.weights[level, i] / plan.parts
+
+        def add_pulled(q, gradient):
+            L = multiplied(weights[q], 1j * lams[q])
+            return jax.tree.map(jnp.add, gradient, pull(L, psis[q]))
+
+        gradient = jax.lax.fori_loop(0, _NODES, add_pulled, gradient)
         return psis[-1], lams[-1], gradient
 
     one = lambda _, state: jax.lax.fori_loop(0, march.stretches[level], go_on, state)
