@@ -57,7 +57,16 @@ def test_an_ensemble_on_8_devices():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["exponential", "magnus", "chebyshev", "runge_kutta", "trajectories", "vector_field"]
+    "case",
+    [
+        "exponential",
+        "magnus",
+        "chebyshev",
+        "split_steps",
+        "runge_kutta",
+        "trajectories",
+        "vector_field",
+    ],
 )
 def test_other_ensembles_on_8_devices(case: str):
     report = _report(_start("ensembles.py", case, devices=8))
