@@ -216,11 +216,11 @@ class SplitSteps(Stepper):
         rows = jnp.concatenate([psi, lam]) if self.unitary else lam
         pair = lambda rows, k: (rows[:batch], rows[batch:]) if afters is None else (afters[k], rows)
         V = jnp.stack(potentials).reshape(len(potentials), -1)
-        g_theta, g_tau = [], []
+        of_kicks, of_drifts = [], []
         g_V, g_T = self._no_gradient(params)
         for i in reversed(range(len(theta))):
             g_kick = _slope(*pair(rows, 2 * i), self.unitary)
-            g_theta.append(jnp.conj(V) @ g_kick)
+            of_kicks.append(jnp.conj(V) @ g_kick)
             for j, g in enumerate(g_V):
                 if g is not None:
                     more = jnp.conj(theta[i, j]) * g_kick
@@ -231,11 +231,11 @@ class SplitSteps(Stepper):
                 break
             rows = fourier(rows, False)
             g_drift = _slope(*pair(rows, 2 * i - 1), True) / T.size  # of Parseval's theorem
-            g_tau.append(T.reshape(-1) @ g_drift)
+            of_drifts.append(T.reshape(-1) @ g_drift)
             if g_T is not None:
                 g_T = g_T + (tau[i - 1] * g_drift).reshape(T.shape)
             rows = fourier(jnp.conj(drifts[i - 1]) * rows, True)
-        g_theta, g_tau = jnp.stack(g_theta[::-1]), jnp.stack(g_tau[::-1])
+        g_theta, g_tau = jnp.stack(of_kicks[::-1]), jnp.stack(of_drifts[::-1])
         g_theta = g_theta if jnp.iscomplexobj(theta) else g_theta.real
         pull = pull_back(lambda f, x: self.factors(f, fixed, x), params[2:], first(x))[1]
         g_functions, g_x = pull((g_theta.astype(theta.dtype), g_tau.astype(tau.dtype)))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.linalg import expm
 
 from benchmarks import __main__, _harness, _report
 from benchmarks._harness import Method, Problem, Reference, Row
@@ -145,6 +146,48 @@ def test_reference_of_the_dense_systems():
     slope = np.sum(reference.gradient * direction).real  # no conjugate: JAX's convention
     scale = np.linalg.norm(reference.gradient) * np.linalg.norm(direction)
     np.testing.assert_allclose(slope, difference, atol=1e-7 * scale)
+
+
+def test_reference_of_the_ising_chain():
+    ising = importlib.import_module("benchmarks.ising")
+    problem = ising.instance(2)
+    reference = ising.reference(problem)
+    X, Z, one = np.array([[0, 1], [1, 0]]), np.diag([1, -1]), np.eye(2)
+    both = lambda A: np.kron(A, one) + np.kron(one, A)
+
+    def loss(amplitudes):
+        psi = problem.psi0
+        for x, z in amplitudes.T:
+            psi = expm(-1j * ising.DT * (np.kron(Z, Z) + x * both(X) + z * both(Z))) @ psi
+        return 1 - abs(np.vdot(problem.target, psi)) ** 2
+
+    np.testing.assert_allclose(reference.loss, loss(problem.amplitudes), atol=1e-12)
+    direction = np.random.default_rng(1).standard_normal(problem.amplitudes.shape)
+    difference = _difference(loss, problem.amplitudes, direction, 1e-3)
+    np.testing.assert_allclose(np.sum(reference.gradient * direction), difference, rtol=1e-8)
+
+
+def test_reference_of_the_wave_packet():
+    wavepacket = importlib.import_module("benchmarks.wavepacket")
+    problem = wavepacket.instance(16)
+    reference = wavepacket.reference(problem)
+    waves = np.fft.fft(np.eye(16))
+    kinetic = np.conj(waves.T) @ (problem.k[:, None] ** 2 / 2 * waves) / 16
+
+    def loss(c):
+        def field(t, psi):
+            pulse = c @ np.sin(wavepacket.K * np.pi * t / wavepacket.TIME)
+            return -1j * (kinetic @ psi + (problem.potential + pulse * problem.x) * psi)
+
+        ends = (0, wavepacket.TIME)
+        psi = solve_ivp(field, ends, problem.psi0, "DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+        return 1 - abs(np.vdot(problem.target, psi)) ** 2
+
+    np.testing.assert_allclose(reference.loss, loss(problem.coefficients), atol=1e-9)
+    direction = np.random.default_rng(1).standard_normal(len(problem.coefficients))
+    difference = _difference(loss, problem.coefficients, direction, 1e-3)
+    scale = np.linalg.norm(reference.gradient) * np.linalg.norm(direction)
+    np.testing.assert_allclose(reference.gradient @ direction, difference, atol=1e-8 * scale)
 
 
 @pytest.mark.parametrize("name", ["lattice", "ginzburg_landau"])
