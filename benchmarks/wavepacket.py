@@ -178,7 +178,7 @@ def _diffrax(solver: str, real: bool) -> Build:
     return build
 
 
-TOLERANCES = decades(-7, -12)
+TOLERANCES = decades(-4, -12)
 STEPS = (250.0, 300.0, 350.0, 400.0, 500.0, 700.0, 1000.0)  # instead of a tolerance
 
 PROBLEM = Problem(
