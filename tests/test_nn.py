@@ -48,6 +48,7 @@ NAMES = list(_layers())
 # Activations
 
 
+@pytest.mark.slow
 def test_wirtinger_derivatives_of_the_activations():
     z = jnp.array([0.4 + 0.3j, -1.2 + 0.5j, 0.7 - 1.6j, -0.3 - 0.1j, 2.0, -0.7j])
     u, b = z / jnp.abs(z), -0.45
@@ -143,6 +144,7 @@ def test_unitary_layer_is_a_unitary_of_its_hamiltonian():
     assert np.linalg.matrix_rank(np.concatenate([images.real, images.imag])) == 9
 
 
+@pytest.mark.slow
 def test_linear_solve_layer_solves():
     layer, x = _layers()["LinearSolveLayer"]
     y = np.linalg.solve(np.eye(3) - layer.weight, x)
@@ -168,6 +170,7 @@ def test_ssm_is_exact():
     np.testing.assert_allclose(model(u), ys, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_neural_ode_solves():
     layer = nn.NeuralODE(lambda t, y: -1j * y * t, 2.0, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(layer(jnp.array([1.0 + 0j])), np.exp(-2j), rtol=1e-6)
@@ -183,6 +186,7 @@ def test_neural_ode_at_times_and_with_options():
         short(jnp.array(1.0))
 
 
+@pytest.mark.slow
 def test_linear_recurrence():
     a, v = 0.9 * _normal(4, 2), _normal(5, 7, 2)
     x, expected = np.zeros(2), []
@@ -205,6 +209,7 @@ def test_rule_of_the_linear_recurrence():
     check_rule(nn.linear_recurrence, jnp.array([0.5, -0.8]), _normal(5, 5, 2), key=key)
 
 
+@pytest.mark.slow
 def test_memory_of_the_linear_recurrence():
     """A gradient keeps no step of the prefix sum, of which there are log2(length)."""
     length, n = 4096, 8

@@ -61,6 +61,7 @@ def test_axes_are_taken_and_returned():
     figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_import_leaves_matplotlib_alone():
     code = "import cdiffeq, sys; cdiffeq.plot; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -290,6 +290,7 @@ def test_step_sizes(f: Callable, x: complex):
     ]
 
 
+@pytest.mark.slow
 def test_derivatives_that_vanish_pass():
     def norm_after_a_rotation(H, n):
         U = jax.scipy.linalg.expm(-1j * (H + H.conj().T))

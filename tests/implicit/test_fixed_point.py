@@ -43,6 +43,7 @@ def test_every_solver_finds_it(name: str):
     np.testing.assert_allclose(z, iterated(BIAS), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_iteration():
     w = random_array(RNG, 3)
     gradient = lambda find: jax.grad(lambda b: jnp.abs(w @ find(b)) ** 2)

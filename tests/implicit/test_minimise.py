@@ -28,6 +28,7 @@ def closed_form(d: np.ndarray) -> np.ndarray:
     return x[:2] + 1j * x[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [

@@ -110,6 +110,7 @@ def test_second_derivatives(linear_solver: Any):
     cd.testing.check_rule(f, ARGS, modes=modes, pairing_rtol=1e-10, key=jax.random.key(3))
 
 
+@pytest.mark.slow
 def test_the_part_that_is_not_holomorphic_counts():
     # dz = -(A dz' ...): with A = dF/dz alone the answer is wrong by 10 to 20 %, and looks as good.
     p = {"detuning": 0.4, "kerr": 0.12, "drive": 1.2 + 0.3j}
@@ -198,6 +199,7 @@ def test_memory_does_not_grow_with_the_steps():
 # Failure.
 
 
+@pytest.mark.slow
 def test_without_a_root():
     F = lambda z, a: jnp.abs(z) ** 2 + a + 1j * z.imag
     with pytest.raises(RuntimeError, match=r"root: .* residual has the norm 1\.\d+e\+00.* iterate"):
@@ -232,6 +234,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, mode",
     [

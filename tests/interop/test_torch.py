@@ -38,6 +38,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradcheck(name):
     fn, dtypes = FUNCTIONS[name]
@@ -201,6 +202,7 @@ def test_64_bits_are_not_cut_down():
         wrap(lambda a: a)(torch.ones(1, dtype=C))
 
 
+@pytest.mark.slow
 def test_absent_torch_is_named():
     code = (
         "import sys, cdiffeq as cd; assert 'torch' not in sys.modules; sys.modules['torch'] = None\n"

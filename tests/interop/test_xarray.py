@@ -56,6 +56,7 @@ def test_solution_of_an_initial_value_problem():
     np.testing.assert_allclose(data.cost, 1 - np.exp(-TS), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_arrays_of_xarray_are_taken():
     axis = lambda a: xarray.DataArray(a, dims=["i", "j"][: np.ndim(a)])
     H, psi0 = axis(SIGMA_X), axis([1.0, 0.0])

@@ -187,6 +187,7 @@ def test_raises_at_a_defective_matrix(name: str, dtype: Any):
             jax.block_until_ready(decompose(A.astype(dtype)))
 
 
+@pytest.mark.slow
 def test_a_defective_matrix_of_a_batch_is_named():
     A = np.stack([np.eye(2), JORDAN["two"]])
     with pytest.raises(RuntimeError, match=r"matrix \[1\] of the batch: eig: A is defective"):

@@ -196,6 +196,7 @@ def test_vmap_along_any_axis():
 # Rules.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_finite_differences(dtype: Any):
     A = _random(3, 3, dtype=dtype)
@@ -203,6 +204,7 @@ def test_against_finite_differences(dtype: Any):
     cd.testing.check_rule(expm, A)
 
 
+@pytest.mark.slow
 def test_second_derivatives_against_finite_differences():
     A = np.stack([SPECIAL[name] for name in ("zero", "defective", "degenerate", "a projector")])
     cd.testing.check_rule(expm, A, modes=("hvp",))
@@ -277,6 +279,7 @@ def test_the_memory_of_a_gradient():
 # What has no exponential.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [(0, 0), (1, 0), (2, 2)])

@@ -75,6 +75,7 @@ KINDS = {
 # Values.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, method",
     [

@@ -27,6 +27,7 @@ def by_eigenvectors(f: Any, A: Any, v: np.ndarray) -> np.ndarray:
     return (U * f(w)) @ (U.conj().T @ v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_eigenvectors(dtype: Any):
     A, v = hermitian(60, dtype), random_array(np.random.default_rng(2), 60, 2, dtype=dtype)

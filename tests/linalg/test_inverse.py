@@ -255,6 +255,7 @@ def test_which_inverse_there_is_not():
     assert np.isnan(gradient[1]).all()
 
 
+@pytest.mark.slow
 def test_bad_scaling_is_no_singularity():
     A = _random(4, 4)
     rows, columns = 10.0 ** np.array([-30, 0, 20, 3]), 10.0 ** np.array([50, -40, 0, 1])

@@ -195,6 +195,7 @@ def test_the_adjoint_solve_keeps_its_preconditioner():
         jax.grad(lambda b: jnp.sum(jnp.abs(f(A, b, wrong)) ** 2))(b)
 
 
+@pytest.mark.slow
 def test_cg_with_a_complex_preconditioner():
     # jax's takes the transpose of the preconditioner for its own adjoint: 4e-3 off in few steps.
     A, b = _matrix(CG), _random(5)
@@ -204,6 +205,7 @@ def test_cg_with_a_complex_preconditioner():
     np.testing.assert_allclose(g, (2 * inverse.conj().T @ inverse @ b).conj(), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_preconditioners_of_each_method(solver: Any):
     # The square root of a diagonal that spreads over six decades.

@@ -43,6 +43,7 @@ def test_outer_products(norm, rank):
     assert error < 1e-14 * max(norm, 1)
 
 
+@pytest.mark.slow
 def test_a_batch_of_different_norms():
     norms = [0.1, 1.0, 20.0]
     A = np.stack([skew(norm=norm) for norm in norms])

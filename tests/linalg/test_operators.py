@@ -103,6 +103,7 @@ def test_the_family_is_that_of_matrices(name: str):
     assert np.all(np.abs(values - center) <= radius * (1 + 1e-12))
 
 
+@pytest.mark.slow
 def test_spin_chains():
     c = np.array([0.3, -0.7, 1.1])
     chain = cd.spin_chain(3, {"XIY": 0.5, "ZZ": c[:2], "Y": c, "+-": 1j})
@@ -130,6 +131,7 @@ def test_modes():
     np.testing.assert_allclose(got, np.kron(np.diag([1.0], 1), a.T @ a @ a), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_conversions():
     q = qutip.destroy(5) + 2 * qutip.qeye(5)
     dense = q.full()

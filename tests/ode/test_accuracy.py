@@ -174,6 +174,7 @@ def test_tangents_of_the_references(problem):
         np.testing.assert_allclose((at(h) - at(-h)) / (2 * h), tangent, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_stiff_reference():
     ys = ref.states(LASER, "Radau", 1e-8)
     assert relative(ys, ref.reference(LASER).ys) < 1e-6
@@ -191,6 +192,7 @@ def test_backsolve_refuses_a_decay():
         jax.block_until_ready(once(jax.grad(loss))(20.0))
 
 
+@pytest.mark.slow
 def test_reversible_refuses_growth():
     f = lambda t, z, w: 1j * w * z
     adjoint = cd.ode.Reversible(l=0.9)

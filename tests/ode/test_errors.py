@@ -152,6 +152,7 @@ def test_backsolve_says_by_how_much_it_drifted():
     assert np.isnan(jax.grad(end)(30.0, False))
 
 
+@pytest.mark.slow
 def test_reversible_computes_its_bound():
     def end(w, throw, l):
         adjoint = cd.ode.Reversible(l=l)

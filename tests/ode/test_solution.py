@@ -25,6 +25,7 @@ def test_times_in_any_order(ts):
     np.testing.assert_array_equal(solution.ts, ts)
 
 
+@pytest.mark.slow
 def test_one_time_is_the_initial_state():
     solution = cd.ode.solve(ROTATION, 1 + 2j, [0.3], W)
     np.testing.assert_array_equal(solution.ys, [1 + 2j])

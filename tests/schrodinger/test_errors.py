@@ -35,6 +35,7 @@ def wave(t, w):
     return jnp.cos(w * t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -162,6 +163,7 @@ def test_failures_while_running(programs, name: str):
         assert not np.any(np.isfinite(derivatives[key])), key
 
 
+@pytest.mark.slow
 def test_a_batch_in_which_one_fails():
     f = lambda H0: cd.sesolve(H0, PSI, TS).final_state
     with pytest.raises(FROM_JAX, match=HERMITIAN):
@@ -179,6 +181,7 @@ def test_the_time_of_a_breach():
         solve(H, method=cd.Magnus(2, steps=2000))
 
 
+@pytest.mark.slow
 def test_what_rounding_does_is_no_breach():
     rng = np.random.default_rng(5)
     A = rng.normal(size=(6, 6)) + 1j * rng.normal(size=(6, 6))
@@ -193,6 +196,7 @@ def test_what_rounding_does_is_no_breach():
         cd.sesolve(rounded - 1e-6j * np.eye(6), np.ones(6), TS)
 
 
+@pytest.mark.slow
 def test_tolerances_that_the_precision_cannot_meet():
     with jax.enable_x64(False):
         psi0 = np.array([1.0, 0.0], np.complex128)

@@ -325,6 +325,7 @@ def test_one_dimension_and_no_time():
     assert np.all(np.isfinite(second))
 
 
+@pytest.mark.slow
 def test_zero_states_have_finite_gradients():
     def f(psi0):
         H = cd.constant(Z) + cd.modulated(lambda t, p: jnp.cos(t), X)
@@ -335,6 +336,7 @@ def test_zero_states_have_finite_gradients():
     np.testing.assert_allclose(gradient(jnp.zeros((2, 2), complex)), ones, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_time_on_an_edge():
     H0, H1, psi0 = hermitian(RNG, N), hermitian(RNG, N), random(RNG, N)
     edges = jnp.array([0.0, 0.5, 1.0])

@@ -123,6 +123,7 @@ def test_decay_takes_checkpoints():
     check_rule(f, J, U, PSI, key=jax.random.key(6), **tolerances)
 
 
+@pytest.mark.slow
 def test_vmap_jit_and_single_precision():
     single = lambda a: jnp.asarray(a, jnp.complex64 if np.iscomplexobj(a) else jnp.float32)
     x, zz = (cd.spin_chain(SPINS, {s: 1.0}) for s in ("X", "ZZ"))

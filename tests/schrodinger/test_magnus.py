@@ -159,6 +159,7 @@ def test_stats_of_adaptive_steps():
     assert stats.matvecs == 2 * stats.exponentials
 
 
+@pytest.mark.slow
 def test_piecewise_constant_by_magnus_is_exact():
     # Jumps are pins: any method is exact in between.
     H = cd.constant(H0) + cd.pwc(EDGES, np.array(JUMPS), H2)

@@ -97,6 +97,7 @@ def test_damped_cavity():
     np.testing.assert_allclose(slope, -t / 2 * value, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_bloch_equations():
     # A qubit with T1 and T2, free: populations decay with T1, coherence with T2 in any rotation.
     T1, T2, w, t = 3.0, 2.0, 1.7, 0.9
@@ -135,6 +136,7 @@ def test_methods_agree_without_the_matrix(monkeypatch):
     np.testing.assert_allclose(batch[:, 1], exact(5, rho0.T), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_long_pieces_take_many_steps():
     H0, _, L, _ = matrices(5)
     rho0 = density(RNG, 5)
@@ -162,6 +164,7 @@ def test_smooth_drive_against_qutip(method):
     np.testing.assert_allclose(states, [s.full() for s in known.states], atol=2e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW_RUNGE_KUTTA)
 def test_states_are_density_matrices(method: str):
     H, jumps = problem(4)

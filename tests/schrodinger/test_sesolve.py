@@ -177,6 +177,7 @@ def test_piecewise_constant_is_exact(name: str, step: int):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, -1], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", TIMES)
 def test_smooth_and_piecewise_constant(name: str, step: int):
@@ -190,6 +191,7 @@ def test_smooth_and_piecewise_constant(name: str, step: int):
     assert result.success
 
 
+@pytest.mark.slow
 def test_shapes_of_batches():
     ts = [0.0, 0.5, 1.0]
     single = cd.sesolve(controlled(), PSI[0], ts, exp_ops=[H1])
@@ -215,6 +217,7 @@ def test_a_batch_is_not_changed_by_its_neighbours():
     assert np.all(error <= 1e-8 * np.linalg.norm(psi0, axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "H, psi0",
     [
@@ -291,6 +294,7 @@ def test_forward_then_backward_returns():
 # Special cases.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "H, at",
     [
@@ -411,6 +415,7 @@ def test_progress_meter(capsys):
     np.testing.assert_array_equal(shown.states, silent.states)
 
 
+@pytest.mark.slow
 def test_nothing_is_called_back_without_a_meter():
     def states(u, **kwargs):
         H = cd.constant(H0) + cd.pwc(EDGES, u, H1)
@@ -423,6 +428,7 @@ def test_nothing_is_called_back_without_a_meter():
     assert "callback" in program
 
 
+@pytest.mark.slow
 def test_result_prints_shapes_and_counts():
     text = repr(cd.sesolve(H0, PSI, [0.0, 1.0], exp_ops=[H1]))
     for part in ("complex128[2, 2, 3]", "complex128[1, 2, 2]", "steps=1", "exponentials=1"):

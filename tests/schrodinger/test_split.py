@@ -21,6 +21,7 @@ def shaken(V, u, w, mass=1.0):
     return H + cd.modulated(lambda t, w: jnp.sin(w * t), DIPOLE, w)
 
 
+@pytest.mark.slow
 def test_a_free_packet_in_two_dimensions():
     grid = cd.linalg.Grid((40.0, 40.0), (128, 128))
     packet = lambda x, t, p: (
@@ -46,6 +47,7 @@ def test_order(order: int):
     assert np.linalg.norm(adaptive - exact) < 1e-7
 
 
+@pytest.mark.slow
 def test_against_chebyshev():
     H = cd.constant(cd.linalg.KineticPotential(GRID, np.cos(X), 0.7)) + cd.pwc(
         EDGES, np.array([0.4, -0.7]), DIPOLE

@@ -115,6 +115,7 @@ def test_trees_nest_as_those_of_jacobian():
         assert not any(np.any(b) for b in jax.tree.leaves(B))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
 def test_dtypes_follow_the_inputs(dtype):
     params, x = _mixed_arguments(dtype)

@@ -73,6 +73,7 @@ def _close(got: Any, expected: Any, rtol: float = 1e-12) -> None:
         np.testing.assert_allclose(g, e, rtol=rtol, atol=rtol * float(jnp.max(jnp.abs(e))))
 
 
+@pytest.mark.slow
 def test_every_derivative(transform: Callable):
     _close(transform(mapped, P, D), transform(plain, P, D))
 
