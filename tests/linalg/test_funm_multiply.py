@@ -71,12 +71,12 @@ def _loss(function: Any, a: Any, A: Any, v: Any) -> Any:
 @pytest.mark.slow
 def test_derivatives_in_a_space_smaller_than_the_matrix():
     """Gradients, tangents, and both kinds of second derivatives against those of all of the matrix."""
-    n = 30
+    n = 20
     rng = np.random.default_rng(4)
     point = 0.3, hermitian(n), random_array(rng, n)
     # Not Hermitian: A moves by the Hermitian part of that.
     along = 0.7, random_array(rng, n, n), random_array(rng, n)
-    ours = lambda *args: _loss(lambda *a: funm_multiply(*a, dimension=20), *args)
+    ours = lambda *args: _loss(lambda *a: funm_multiply(*a, dimension=16), *args)
     whole = lambda *args: _loss(lambda f, A, v: funm(f, A) @ v, *args)
 
     def derivatives(loss):
