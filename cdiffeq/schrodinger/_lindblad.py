@@ -23,13 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Inexact, PyTree
 
-from cdiffeq._errors import is_traced
 from cdiffeq.linalg._expm import adjoint
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian
 from cdiffeq.schrodinger._magnus import Scheme
-from cdiffeq.wirtinger._linear_map import hoist
+from cdiffeq.schrodinger._steps import hoist_step
 
 
 def to_real(rho: Complex[Array, "... n n"]) -> Float[Array, "... n n"]:
@@ -183,16 +182,11 @@ def make_operators(
 
         return then(operators, t, h)
 
-    number = grid.starts[0]
-    example = (number, number, [a[0] for a in grid.amplitudes])
-    pure, _, consts = hoist(compute, arrays, example)
-    # Numbers written in the functions are NumPy's, and have no derivative.
-    moving, fixed = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
-    fixed = jax.tree.map(jnp.asarray, fixed)
+    moving, fixed, pure = hoist_step(compute, arrays, grid)
 
     def function(params, fixed, x):
         arrays, moving = params
-        return pure(eqx.combine(moving, fixed), arrays, x)
+        return pure(moving, fixed, arrays, x)
 
     return (arrays, moving), fixed, function
 

@@ -41,7 +41,8 @@ from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Modulated, Pwc, TimeCallable
 from cdiffeq.schrodinger._magnus import Scheme
 from cdiffeq.schrodinger._propagate import Stepper
-from cdiffeq.wirtinger._linear_map import hoist, pull_back
+from cdiffeq.schrodinger._steps import hoist_step
+from cdiffeq.wirtinger._linear_map import pull_back
 
 # Amplitudes from which on memory matters more than time: then the way back is marched.
 _LARGE = 2**17
@@ -126,18 +127,14 @@ def make_exponents(
         of_nodes = [h * factor * w for factor in of_late for w in weights.T]
         return [*early, *of_nodes], late
 
-    number = grid.starts[0]
-    example = (number, number, [a[0] for a in grid.amplitudes])
-    pure, _, consts = hoist(amplitudes, of_functions, example)
-    closed, constant = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
-    constant = jax.tree.map(jnp.asarray, constant)
+    closed, constant, pure = hoist_step(amplitudes, of_functions, grid)
 
     def build(params, fixed, x):
         diff, of_functions, closed = params
         held_arrays, constant = fixed
         held, still = eqx.combine(held_arrays, static)
         operators = eqx.combine(diff, held, still)
-        factors, late = pure(eqx.combine(closed, constant), of_functions, x)
+        factors, late = pure(closed, constant, of_functions, x)
         return Exponents(factors, (*operators, *late))
 
     return (diff, of_functions, closed), (held_arrays, constant), build

@@ -36,7 +36,15 @@ from cdiffeq.schrodinger._lindblad import (
 from cdiffeq.schrodinger._lindblad_action import Action, act, short_steps, step_norms
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._propagate import Product, propagate
-from cdiffeq.schrodinger._sesolve import Result, Stats, _block_size, _method, _tolerances
+from cdiffeq.schrodinger._sesolve import (
+    Result,
+    Stats,
+    _block_size,
+    _method,
+    _tolerances,
+    finite_at,
+    first_failure,
+)
 from cdiffeq.schrodinger._steps import choose_steps, equal_steps, step_data
 
 # Up to these dimensions the generator, a matrix of n^2 x n^2, is exponentiated, and is formed, by default.
@@ -307,17 +315,13 @@ def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
     increasing = jnp.all(jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True))
     middles = grid.starts + grid.lengths / 2
     hermitian = jax.vmap(lambda t: is_hermitian(H(t)))(middles) | (grid.lengths == 0)
-    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
-    finite = at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
+    finite = finite_at(ts, states, expects)
     checks = [
         (~jnp.all(jnp.diff(ts) >= 0), ts[0]), (~increasing, ts[0]), (~is_hermitian(rho0), ts[0]),
         (~jnp.all(hermitian), middles[jnp.argmin(hermitian)]), (~finished, reached),
         (~jnp.all(finite), ts[jnp.argmin(finite)]),
     ]  # fmt: skip
-    code, time = jnp.zeros((), jnp.int32), ts[-1]
-    for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
-        code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
-    return code, time
+    return first_failure(checks, ts[-1])
 
 
 def _error(code: Any, time: Any, max_steps: Any) -> Exception:

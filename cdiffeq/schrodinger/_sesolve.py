@@ -310,13 +310,25 @@ def _diagnose(H, ts, states, expects, breach, xs, finished, reached):
     increasing = jnp.all(jnp.asarray([jnp.all(d > 0) for d in edges] or True))
     breached = jnp.isfinite(breach)
     breach_time = xs[0][jnp.where(breached, breach, 0).astype(jnp.int32)]
-    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
-    finite = at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
+    finite = finite_at(ts, states, expects)
     checks = [
         (~ordered, ts[0]), (~increasing, ts[0]), (breached, breach_time), (~finished, reached),
         (~jnp.all(finite), ts[jnp.argmin(finite)]),
     ]  # fmt: skip
-    code, time = jnp.zeros((), jnp.int32), ts[-1]
+    return first_failure(checks, ts[-1])
+
+
+def finite_at(ts: Array, states: Array, expects: Array) -> Bool[Array, " time"]:
+    """Whether all that is returned of each time is finite."""
+    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
+    return at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
+
+
+def first_failure(
+    checks: Sequence[tuple[Bool[Array, ""], Float[Array, ""]]], end: Float[Array, ""]
+) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """The number, from one, and the time of the first pair (failed, when) that failed, or (0, end)."""
+    code, time = jnp.zeros((), jnp.int32), end
     for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
         code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
     return code, time

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
-from cdiffeq._errors import is_traced
 from cdiffeq.linalg._diagonals import main_diagonal
 from cdiffeq.linalg._kinetic import KineticPotential, fourier
 from cdiffeq.linalg._operator import Operator, Sum
@@ -33,7 +32,8 @@ from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Hamiltonian, Modulated, Pwc
 from cdiffeq.schrodinger._matrix_free import first
 from cdiffeq.schrodinger._propagate import Stepper
-from cdiffeq.wirtinger._linear_map import hoist, pull_back
+from cdiffeq.schrodinger._steps import hoist_step
+from cdiffeq.wirtinger._linear_map import pull_back
 
 
 class SplitOperator(eqx.Module):
@@ -107,10 +107,7 @@ def make_split_steps(
             columns.append(h * a.astype(h.dtype) * values)
         return jnp.stack(columns, axis=1), h * b.astype(h.dtype)
 
-    number = grid.starts[0]
-    example = (number, number, [amplitude[0] for amplitude in grid.amplitudes])
-    pure, _, consts = hoist(amplitudes, arrays, example)
-    closed, constant = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
+    closed, constant, pure = hoist_step(amplitudes, arrays, grid)
 
     # Potentials that hold no traced number have no gradient to be added up.
     diff = [V if moves else None for V, moves in zip(potentials, moving, strict=True)]
@@ -122,7 +119,7 @@ def make_split_steps(
 
     def factors(of_functions, fixed, x):
         arrays, closed = of_functions
-        return pure(eqx.combine(closed, fixed[2]), arrays, x)
+        return pure(closed, fixed[2], arrays, x)
 
     return (
         params,

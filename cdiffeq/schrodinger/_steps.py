@@ -68,18 +68,32 @@ def make_generator(
             at_nodes = jax.vmap(lambda c: matrix(arrays, t + c * h, amplitudes))(nodes)
         return (-1j * h * jnp.tensordot(weights, at_nodes, axes=1)).astype(dtype)
 
-    number = grid.starts[0]
-    example = (number, number, [a[0] for a in grid.amplitudes])
-    pure, _, consts = hoist(exponents, arrays, example)
-    # Nodes, weights and numbers written in the functions are NumPy's, and have no derivative.
-    moving, fixed = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
-    fixed = jax.tree.map(jnp.asarray, fixed)
+    moving, fixed, pure = hoist_step(exponents, arrays, grid)
 
     def generator(params, fixed, x):
         arrays, moving = params
-        return pure(eqx.combine(moving, fixed), arrays, x)
+        return pure(moving, fixed, arrays, x)
 
     return (arrays, moving), fixed, generator
+
+
+def hoist_step(
+    fn: Callable[..., Any], arrays: PyTree[Any], grid: Grid
+) -> tuple[PyTree[Array], PyTree[Array], Callable[..., Any]]:
+    """``fn(arrays, x)`` of the data x of a step as a function of (moving, fixed, arrays, x), and these two.
+
+    They are what it closes over: traced numbers, which have derivatives, and the rest.
+    """
+    number = grid.starts[0]
+    example = (number, number, [a[0] for a in grid.amplitudes])
+    pure, _, consts = hoist(fn, arrays, example)
+    # Nodes, weights and numbers written in the functions are NumPy's, and have no derivative.
+    moving, fixed = eqx.partition(consts, lambda c: is_traced(c) and eqx.is_inexact_array(c))
+
+    def explicit(moving, fixed, arrays, x):
+        return pure(eqx.combine(moving, fixed), arrays, x)
+
+    return moving, jax.tree.map(jnp.asarray, fixed), explicit
 
 
 def step_data(grid: Grid, steps: Steps, saves: int) -> tuple[PyTree[Array], Int[Array, " m"]]:
