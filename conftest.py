@@ -1,5 +1,6 @@
 """What every test and every docstring example runs under."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import jax
@@ -20,6 +21,14 @@ collect_ignore = [
     for name in ("tensorflow", "torch", "xarray")
     if not find_spec(name)
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs() -> Iterator[None]:
+    """Each file of tests begins with empty caches: the programs of all of them together take more
+    memory maps than Linux gives one process (65,530), and the process dies of it."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

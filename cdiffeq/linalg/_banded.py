@@ -13,7 +13,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq.linalg._condition import ill_conditioned
 from cdiffeq.linalg._host import host_call
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import band
 
@@ -66,7 +66,7 @@ class Banded(Solver):
         lu, pivots, code = state
         solve = functools.partial(_solve, *self._widths(A.shape[0]), adjoint)
         (x,) = host_call(solve, [jax.ShapeDtypeStruct(b.shape, b.dtype)], lu, pivots, b)
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)
 
     def _widths(self, n: int) -> tuple[int, int]:
         """The diagonals that a matrix of size n has of these."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._condition import PIVOT_IN_EPS
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import dense
 
@@ -66,4 +66,4 @@ class Cholesky(Solver):
             L, b, left_side=True, lower=True, **options
         )
         x = solve(solve(b), transpose_a=True, conjugate_a=True)
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)

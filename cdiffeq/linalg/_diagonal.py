@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import band
 
@@ -37,4 +37,4 @@ class Diagonal(Solver):
     ) -> tuple[Inexact[Array, "n k"], Report]:
         diagonal, code = state
         x = b / (jnp.conj(diagonal) if adjoint else diagonal)[:, None]
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq._errors import is_traced
 from cdiffeq.linalg._condition import SINGULAR_FROM, probe, scales
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._sparse_direct import analyse, entries
 
@@ -77,7 +77,9 @@ class KLU(Solver):
         known = jnp.isfinite(jnp.sum(rows))
         singular = known & ~(estimate * jnp.finfo(A.dtype).eps < SINGULAR_FROM)
         x = x[:, :-1].astype(b.dtype)
-        return x, direct_report(A, x, b, adjoint, first_code((singular, Code.SINGULAR)))
+        return x, direct_report(
+            lambda x: apply(A, x, adjoint), x, b, first_code((singular, Code.SINGULAR))
+        )
 
 
 def _klujax() -> ModuleType:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Inexact
 from cdiffeq.linalg._condition import lost_pivot
 from cdiffeq.linalg._operator import Operator
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
+from cdiffeq.linalg._square import matmul
 from cdiffeq.linalg._structure import dense
 
 
@@ -48,4 +49,13 @@ class LU(Solver):
             x = jnp.zeros_like(y).at[order].set(y, unique_indices=True)
         else:
             x = solve(solve(b[order], **lower))
-        return x, direct_report(A, x, b, adjoint, code)
+
+        def product(x):  # by the factors: A itself would be kept, and be copied, for this alone
+            L = jnp.tril(lu, -1) + jnp.eye(len(lu), dtype=lu.dtype)
+            U = jnp.triu(lu)
+            if adjoint:
+                return matmul(jnp.conj(U.T), matmul(jnp.conj(L.T), x[order]))
+            y = matmul(L, matmul(U, x))
+            return jnp.zeros_like(y).at[order].set(y, unique_indices=True)
+
+        return x, direct_report(product, x, b, code)

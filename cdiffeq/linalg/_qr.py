@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from cdiffeq.linalg._condition import PIVOT_IN_EPS, size
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import dense
 
@@ -47,4 +47,4 @@ class QR(Solver):
         )
         of_adjoint = lambda b: mul(Q, solve(b, transpose_a=True, conjugate_a=True))
         x = of_adjoint(b) if adjoint else solve(mul(jnp.conj(Q.T), b))
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 from cdiffeq._errors import poison, raise_if
-from cdiffeq.linalg._operator import Operator, apply, from_real_parts, real_parts
+from cdiffeq.linalg._operator import Operator, from_real_parts, real_parts
 
 
 class Code:
@@ -108,13 +108,15 @@ def checked(
     return poison(x, jax.lax.stop_gradient(failed))
 
 
-def direct_report(A: Operator, x: Array, b: Array, adjoint: bool, code: Int[Array, ""]) -> Report:
-    """The report of a direct solver, which has the `code` from factoring A."""
+def direct_report(
+    product: Callable[[Array], Array], x: Array, b: Array, code: Int[Array, ""]
+) -> Report:
+    """The report of a direct solver of ``product(x) = b``, which has the `code` from factoring A."""
     code = jnp.where((code == Code.SUCCESS) & ~jnp.all(jnp.isfinite(x)), Code.NOT_FINITE, code)
     # One failure in a whole batch computes it for all, so that no time goes there otherwise.
     failed = eqxi.unvmap_any(code != Code.SUCCESS)
     real = jnp.finfo(x.dtype).dtype
-    known = lambda: residual_of(A, x, b, adjoint).astype(real)
+    known = lambda: residual_of(product, x, b).astype(real)
     residual = jax.lax.cond(failed, known, lambda: jnp.zeros((), real))
     return Report(code.astype(real), residual, jnp.zeros((), real))
 
@@ -127,8 +129,8 @@ def first_code(*failures: tuple[Bool[Array, ""], int]) -> Int[Array, ""]:
     return code
 
 
-def residual_of(A: Operator, x: Array, b: Array, adjoint: bool) -> Float[Array, ""]:
-    """norm(b - A x) / norm(b), of the worst column."""
+def residual_of(product: Callable[[Array], Array], x: Array, b: Array) -> Float[Array, ""]:
+    """norm(b - product(x)) / norm(b), of the worst column."""
     norm = lambda r: jnp.sqrt(jnp.sum(jnp.abs(r) ** 2, axis=0))
-    left, given = norm(b - apply(A, x, adjoint)), norm(b)
+    left, given = norm(b - product(x)), norm(b)
     return jnp.max(left / jnp.where(given == 0, 1, given), initial=0)

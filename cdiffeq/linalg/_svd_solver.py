@@ -18,7 +18,7 @@ from jaxtyping import Array, Inexact
 
 from cdiffeq.linalg._damped import Damped
 from cdiffeq.linalg._expm import adjoint as _adjoint
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report
 from cdiffeq.linalg._square import matmul
 
@@ -59,7 +59,7 @@ class SVD(Solver):
             inverse = self._inverse(s, A)[:, None]
             left, right = (U, Vh) if adjoint else (_adjoint(Vh), _adjoint(U))
             x = matmul(left, inverse * matmul(right, b))
-        return x, direct_report(A, x, b, adjoint, jnp.asarray(Code.SUCCESS))
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, jnp.asarray(Code.SUCCESS))
 
     def _damped(self, state: Any, A: Damped, b: Array, adjoint: bool) -> Array:
         U, s, Vh = state

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import dense, outside
 
@@ -46,4 +46,4 @@ class Triangular(Solver):
         x = jax.lax.linalg.triangular_solve(
             matrix, b, left_side=True, lower=self.lower, transpose_a=adjoint, conjugate_a=adjoint
         )
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)

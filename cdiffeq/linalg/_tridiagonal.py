@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Inexact
 
 from cdiffeq.linalg._condition import ill_conditioned
-from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._operator import Operator, apply
 from cdiffeq.linalg._solver import Code, Report, Solver, direct_report, first_code
 from cdiffeq.linalg._structure import band
 
@@ -55,7 +55,7 @@ class Tridiagonal(Solver):
     ) -> tuple[Inexact[Array, "n k"], Report]:
         diagonals, code = state
         x = _solve(_adjoint(diagonals) if adjoint else diagonals, b)
-        return x, direct_report(A, x, b, adjoint, code)
+        return x, direct_report(lambda x: apply(A, x, adjoint), x, b, code)
 
 
 def _adjoint(diagonals: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
