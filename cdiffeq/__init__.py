@@ -11,6 +11,7 @@ from cdiffeq import schrodinger as schrodinger
 from cdiffeq import testing as testing
 from cdiffeq import wirtinger as wirtinger
 from cdiffeq.schrodinger import Chebyshev as Chebyshev
+from cdiffeq.schrodinger import CrankNicolson as CrankNicolson
 from cdiffeq.schrodinger import Exponential as Exponential
 from cdiffeq.schrodinger import Hamiltonian as Hamiltonian
 from cdiffeq.schrodinger import Krylov as Krylov

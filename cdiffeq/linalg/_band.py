@@ -133,7 +133,7 @@ def solve_band(
     if width == 0:
         return b / rows[0][:, None]
     if width == 1:
-        return jax.lax.linalg.tridiagonal_solve(*rows, b)
+        return jax.lax.linalg.tridiagonal_solve(rows[0], rows[1], rows[2], b)
     return host_call(_gbsv, [jax.ShapeDtypeStruct(b.shape, b.dtype)], rows, b)[0]
 
 

@@ -1,5 +1,6 @@
 """The Schrödinger equation: Hamiltonians, controls and their propagation."""
 
+from cdiffeq.schrodinger._crank_nicolson import CrankNicolson as CrankNicolson
 from cdiffeq.schrodinger._hamiltonian import Hamiltonian as Hamiltonian
 from cdiffeq.schrodinger._hamiltonian import constant as constant
 from cdiffeq.schrodinger._hamiltonian import modulated as modulated

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from cdiffeq.linalg._action_krylov import Krylov as KrylovAction
 from cdiffeq.linalg._bounds import disc
 from cdiffeq.linalg._unitary import make_table
+from cdiffeq.schrodinger._crank_nicolson import (
+    CayleySteps,
+    CrankNicolson,
+    in_bands,
+    with_bandwidth,
+)
 from cdiffeq.schrodinger._grid import Grid
 from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc
 from cdiffeq.schrodinger._magnus import Chebyshev, Exponential, Krylov, Magnus, Scheme
@@ -25,22 +31,25 @@ from cdiffeq.schrodinger._propagate import Stepper
 from cdiffeq.schrodinger._split import SplitOperator, make_split_steps
 from cdiffeq.schrodinger._steps import Attempt, Plan
 
-Large: TypeAlias = Chebyshev | Krylov | SplitOperator
+Large: TypeAlias = Chebyshev | Krylov | SplitOperator | CrankNicolson
 
 
 def choose_method(H: Hamiltonian, method: Any, rtol: float, hermitian: bool) -> Any:
-    """The user's method, or for a Hamiltonian without a matrix the one that suits it; with its order."""
+    """The user's method, or for a Hamiltonian without a matrix the one that suits it; complete with what
+    is known of H alone: its order, its bandwidth."""
     if method is None and H.matrix_free:
         method = Chebyshev() if hermitian else Krylov()
     if isinstance(method, Exponential | Magnus) and H.matrix_free:
         raise TypeError(
-            f"method={method} forms matrices, but H has operators; use Chebyshev(), Krylov() or "
-            "SplitOperator(), or cd.linalg.Operator.to_dense()."
+            f"method={method} forms matrices, but H has operators; use Chebyshev(), Krylov(), "
+            "SplitOperator() or CrankNicolson(), or cd.linalg.Operator.to_dense()."
         )
     if isinstance(method, Chebyshev) and not hermitian:
         raise ValueError(
             "method=Chebyshev() is for Hermitian H; with hermitian=False use Krylov()."
         )
+    if isinstance(method, CrankNicolson):
+        return with_bandwidth(H, method)
     if isinstance(method, Chebyshev | Krylov) and method.order is None:
         return dataclasses.replace(method, order=4 if rtol >= 1e-5 else 6)
     return method
@@ -60,6 +69,14 @@ def make_large_steps(
             H, method, dtype, grid, hermitian, moving
         )
         order, steps = method.order, method.steps
+    elif isinstance(method, CrankNicolson):
+        assert method.bandwidth is not None
+        scheme, steps = Exponential().scheme, method.steps  # H at the middle of the step
+        order, stages = scheme.order, 1
+        params, fixed, exponents = make_exponents(
+            in_bands(H, method.bandwidth), scheme, grid, moving
+        )
+        stepper_of = lambda saves, meter: CayleySteps(exponents, saves, hermitian, meter)
     else:
         scheme, steps = _schedule(H, method)
         order, stages = scheme.order, len(scheme.weights)

@@ -112,7 +112,9 @@ def sesolve(
     - `exp_ops`: matrices (n, n) whose expectation values are wanted.
     - `method`: `Exponential()`, one exponential for each piece, exact where H is piecewise constant: the
       default for sums of `constant` and `pwc` terms. `Magnus(order, steps)` for H that vary smoothly
-      in between; the default for these is order 4 where rtol >= 1e-5 and order 6 below, adaptive.
+      in between; the default for these is order 4 where rtol >= 1e-5 and order 6 below, adaptive. For
+      operators `Chebyshev`, the default, `Krylov`, the default with ``hermitian=False``, `SplitOperator`
+      and `CrankNicolson`.
     - `rtol`, `atol`: the error of each saved state, in norm, is kept below ``atol + rtol |psi|``, for
       adaptive `Magnus` and Hermitian H; rounding adds about eps times the number of steps. By default
       1e-8 in double, 1e-4 in single precision; one of them may be 0.
