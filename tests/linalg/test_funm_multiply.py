@@ -76,7 +76,7 @@ def test_derivatives_in_a_space_smaller_than_the_matrix():
     point = 0.3, hermitian(n), random_array(rng, n)
     # Not Hermitian: A moves by the Hermitian part of that.
     along = 0.7, random_array(rng, n, n), random_array(rng, n)
-    ours = lambda *args: _loss(lambda *a: funm_multiply(*a, dimension=16), *args)
+    ours = lambda *args: _loss(lambda *a: funm_multiply(*a, dimension=18), *args)
     whole = lambda *args: _loss(lambda f, A, v: funm(f, A) @ v, *args)
 
     def derivatives(loss):
