@@ -206,6 +206,16 @@ def _gathered(terms: list[tuple[Array, tuple[int, ...]]], dims: tuple[int, ...])
     return Diagonals(tuple(sums[k] for k in keys), tuple(k[0] for k in keys), dims)
 
 
+def product(A: Diagonals, B: Diagonals) -> Diagonals:
+    """A B, of the same sites: its diagonals are ``D_a[i] D_b[i - s_a]`` at the shifts s_a + s_b."""
+    terms = []
+    for D, s in _terms(A):
+        for E, r in _terms(B):
+            both = tuple((i + j) % d for i, j, d in zip(s, r, A.dims, strict=True))
+            terms.append((D * _shifted(E, s), both))
+    return _gathered(terms, A.dims)
+
+
 def _shifted(x: Array, shift: tuple[int, ...]) -> Array:
     """x[i - s], where axes of length 1 stay as they are."""
     for axis, s in enumerate(shift):

@@ -13,8 +13,8 @@ from cdiffeq.schrodinger._magnus import Magnus as Magnus
 from cdiffeq.schrodinger._mcsolve import Trajectories as Trajectories
 from cdiffeq.schrodinger._mcsolve import mcsolve as mcsolve
 from cdiffeq.schrodinger._mesolve import mesolve as mesolve
-from cdiffeq.schrodinger._sesolve import Result as Result
-from cdiffeq.schrodinger._sesolve import Stats as Stats
+from cdiffeq.schrodinger._result import Result as Result
+from cdiffeq.schrodinger._result import Stats as Stats
 from cdiffeq.schrodinger._sesolve import propagator as propagator
 from cdiffeq.schrodinger._sesolve import sesolve as sesolve
 from cdiffeq.schrodinger._spins import modes as modes

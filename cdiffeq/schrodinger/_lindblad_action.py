@@ -19,19 +19,34 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
-from cdiffeq.schrodinger._grid import Grid
-from cdiffeq.schrodinger._steps import Steps
 from cdiffeq.wirtinger._linear_map import pull_back
 from cdiffeq.wirtinger._rule import adjoint_rule
 
 # The most that |G_i| may be, in single and in double precision: terms, and the rounding in them, may grow
 # to e^|G| before they fall, by 55 and by 3000.
 LONGEST = {32: 4.0, 64: 8.0}
+
+
+class Schedule(NamedTuple):
+    """Equal steps in each interval: how many in it and before its end, and where the state at its end is
+    saved, if at all.
+
+    The steps themselves are told from these when they are taken: there may be many more of them.
+    """
+
+    counts: Int[Array, " p"]
+    ends: Int[Array, " p"]
+    slots: Int[Array, " p"]
+
+
+# Numbers of a state up to which its terms' gradients are taken at once: more would be a lot of memory.
+_FEW = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,18 +56,21 @@ class Action:
     - `operators`: (params, fixed, x) -> the operators of one step, a pytree.
     - `apply`: (operators, R) -> G R, linear in R; R is (N, batch).
     - `bound`: operators -> a bound of the norm of G.
-    - `saves`: how many states are saved; `block`: the number of steps in a block.
+    - `saves`: how many states are saved; `block`: the number of steps whose operators are formed at a time;
+      `most_blocks`: how many blocks there may be.
     """
 
-    operators: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], PyTree[Array]]
-    apply: Callable[[PyTree[Array], Array], Array]
-    bound: Callable[[PyTree[Array]], Array]
+    operators: Callable[[PyTree[Any], PyTree[Any], PyTree[Any]], PyTree[Any]]
+    apply: Callable[[PyTree[Any], Array], Array]
+    bound: Callable[[PyTree[Any]], Array]
     saves: int
     block: int
+    most_blocks: int
 
-    def stride(self, steps: int) -> int:
-        """Every how many blocks a state is kept, of so many steps."""
-        return max(1, math.isqrt(steps // self.block))
+    @property
+    def stride(self) -> int:
+        """Every how many blocks a state is kept."""
+        return math.isqrt(self.most_blocks)
 
 
 class Evolution(NamedTuple):
@@ -62,28 +80,28 @@ class Evolution(NamedTuple):
     kept: Float[Array, "checkpoints N batch"]
 
 
-@adjoint_rule(nondiff=("fixed", "slots", "blocks", "action"))
+@adjoint_rule(nondiff=("fixed", "schedule", "blocks", "action"))
 def act(
     params: PyTree[Inexact[Array, "..."]],
-    xs: PyTree[Inexact[Array, "steps ..."]],
+    xs: PyTree[Inexact[Array, "p ..."]],
     R: Float[Array, "N batch"],
     fixed: PyTree[Array],
-    slots: Int[Array, " steps"],
-    blocks: int | Int[Array, ""],
+    schedule: Schedule,
+    blocks: Int[Array, ""],
     action: Action,
 ) -> Evolution:
-    """States after the steps; `slots[i]` is where the one after step i is saved, beyond `saves` nowhere."""
-    stride = action.stride(len(slots))
+    """States after the steps; xs is the data (time, size, amplitudes of the controls) of the intervals."""
+    stride = action.stride
 
     def run(b, state):
         R, saved, kept = state
         slot = jnp.where(b % stride == 0, b // stride, len(kept))
         kept = kept.at[slot].set(R, mode="drop")
-        R, ends = _run_block(action, params, fixed, _block(xs, b, action), R)
-        return R, saved.at[_block(slots, b, action)].set(ends, mode="drop"), kept
+        R, ends, slots = _run_block(action, params, fixed, schedule, xs, b, R)
+        return R, saved.at[slots].set(ends, mode="drop"), kept
 
     saved = jnp.zeros((action.saves, *R.shape), R.dtype)
-    kept = jnp.zeros((-(-len(slots) // (action.block * stride)), *R.shape), R.dtype)
+    kept = jnp.zeros((-(-action.most_blocks // stride), *R.shape), R.dtype)
     _, saved, kept = jax.lax.fori_loop(0, blocks, run, (R, saved, kept))
     return Evolution(saved, kept)
 
@@ -91,15 +109,15 @@ def act(
 @act.def_tangent
 def _tangent(args, out, dargs):
     # In forward mode the derivative of the program is the tangent equation.
-    *diff, fixed, slots, blocks, action = args
-    program = lambda *diff: act.primal(*diff, fixed, slots, blocks, action)
+    *diff, fixed, schedule, blocks, action = args
+    program = lambda *diff: act.primal(*diff, fixed, schedule, blocks, action)
     return jax.jvp(program, tuple(diff), dargs[:3])[1]
 
 
 @act.def_adjoint
 def _adjoint(args, out, g):
-    params, xs, R, fixed, slots, blocks, action = args
-    stride = action.stride(len(slots))
+    params, xs, R, fixed, schedule, blocks, action = args
+    stride = action.stride
     # NaN of a failed solve must reach all gradients.
     lost = 0 * jnp.sum(g.saved)
     zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros_like(a) + lost.astype(a.dtype), tree)
@@ -107,16 +125,18 @@ def _adjoint(args, out, g):
     def back_block(b, R, state):
         """One block backward, from the state R at its beginning."""
         lam, g_params, g_xs = state
-        operators = lambda params, x: jax.vmap(lambda x: action.operators(params, fixed, x))(x)
-        ops, pull = pull_back(operators, params, _block(xs, b, action))
+        interval, part, slots = _steps(schedule, b, action, R.dtype)
+        of_steps = lambda params, x: _operators(action, params, fixed, x, part)
+        moving = lambda params, x: eqx.filter(of_steps(params, x), eqx.is_inexact_array)
+        x = jax.tree.map(lambda a: a[interval], xs)
+        ops = of_steps(params, x)
         _, terms = jax.lax.scan(lambda R, ops: _terms(action, ops, R), R, ops)
-        jumps = g.saved.at[_block(slots, b, action)].get(mode="fill", fill_value=0)
+        jumps = g.saved.at[slots].get(mode="fill", fill_value=0)
         step = lambda lam, step: _back_step(action, lam, *step)
         lam, g_ops = jax.lax.scan(step, lam, (ops, terms, jumps), reverse=True)
-        g_p, g_x = pull(g_ops)
+        g_p, g_x = pull_back(moving, params, x)[1](g_ops)
         g_params = jax.tree.map(jnp.add, g_params, g_p)
-        put = lambda a, new: jax.lax.dynamic_update_slice_in_dim(a, new, b * action.block, 0)
-        return lam, g_params, jax.tree.map(put, g_xs, g_x)
+        return lam, g_params, jax.tree.map(lambda a, more: a.at[interval].add(more), g_xs, g_x)
 
     def back_stretch(i, state):
         s = stretches - 1 - i
@@ -124,7 +144,7 @@ def _adjoint(args, out, g):
 
         def again(b, carry):
             R, starts = carry
-            R, _ = _run_block(action, params, fixed, _block(xs, b, action), R)
+            R, _, _ = _run_block(action, params, fixed, schedule, xs, b, R)
             return R, starts.at[b + 1 - first].set(R)
 
         # A state kept for another purpose than its own gradient has none.
@@ -140,14 +160,36 @@ def _adjoint(args, out, g):
     return g_params, g_xs, lam
 
 
-def _block(tree, b, action):
-    size = action.block
-    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, b * size, size), tree)
+def _steps(schedule, b, action, dtype):
+    """The steps of a block: their intervals, the parts (begin, size) of these that they cover, and the slots
+    of the states after them. What is beyond the last step has no size."""
+    counts, ends, slots = schedule
+    i = b * action.block + jnp.arange(action.block, dtype=jnp.int32)
+    found = jnp.searchsorted(ends, i, side="right")
+    interval = jnp.minimum(found, len(ends) - 1)
+    count = counts[interval]
+    place = i - (ends[interval] - count)
+    is_step = found < len(ends)
+    begin, size = place / count.astype(dtype), is_step / count.astype(dtype)
+    slot = jnp.where(is_step & (place + 1 == count), slots[interval], action.saves)
+    return interval, (begin, size), slot
 
 
-def _run_block(action, params, fixed, x, R):
-    """The state after a block of steps, and after each of them."""
-    ops = jax.vmap(lambda x: action.operators(params, fixed, x))(x)
+def _operators(action, params, fixed, x, part):
+    """The operators of the steps of a block, from the data of their intervals."""
+
+    def of(x, part):
+        (t, length, amplitudes), (begin, size) = x, part
+        return action.operators(params, fixed, (t + begin * length, size * length, amplitudes))
+
+    return jax.vmap(of)(x, part)
+
+
+def _run_block(action, params, fixed, schedule, xs, b, R):
+    """The state after a block of steps, and after each of them, with the slots of these."""
+    interval, part, slots = _steps(schedule, b, action, R.dtype)
+    x = jax.tree.map(lambda a: a[interval], xs)
+    ops = _operators(action, params, fixed, x, part)
 
     def step(R, ops):
         def add(k, carry):
@@ -159,7 +201,8 @@ def _run_block(action, params, fixed, x, R):
         R, _ = jax.lax.fori_loop(1, degree + 1, add, (R, R))
         return R, R
 
-    return jax.lax.scan(step, R, ops)
+    R, after = jax.lax.scan(step, R, ops)
+    return R, after, slots
 
 
 def _terms(action, ops, R):
@@ -189,10 +232,17 @@ def _back_step(action, lam, ops, terms, jump):
         return g + back(lam)[0] / k, lams
 
     lam, lams = jax.lax.fori_loop(0, degree, add, (g, jnp.zeros_like(terms)))
-    # All terms are columns of one application.
-    columns = lambda a: jnp.moveaxis(a, 0, -1).reshape(a.shape[1], -1)
-    apply = lambda ops: action.apply(ops, columns(terms))
-    return lam, pull_back(apply, ops)[1](columns(lams))[0]
+    moving, rest = eqx.partition(ops, eqx.is_inexact_array)
+    apply = lambda R: lambda moving: action.apply(eqx.combine(moving, rest), R)
+    if g.shape[0] <= _FEW:
+        # All terms are columns of one application.
+        columns = lambda a: jnp.moveaxis(a, 0, -1).reshape(a.shape[1], -1)
+        return lam, pull_back(apply(columns(terms)), moving)[1](columns(lams))[0]
+
+    def pulled(k, g_ops):
+        return jax.tree.map(jnp.add, g_ops, pull_back(apply(terms[k]), moving)[1](lams[k])[0])
+
+    return lam, jax.lax.fori_loop(0, degree, pulled, jax.tree.map(jnp.zeros_like, moving))
 
 
 def _longest(dtype):
@@ -211,7 +261,9 @@ def _degree(norm, dtype):
     return jnp.sum(norm > jnp.asarray(_longest(dtype), dtype), dtype=jnp.int32)
 
 
-def short_steps(norms: Float[Array, " p"], most: int) -> tuple[Steps, Array, Array]:
+def short_steps(
+    norms: Float[Array, " p"], slots: Int[Array, " p"], most: int
+) -> tuple[Schedule, Array, Array]:
     """Equal steps in each interval, as few as bring its norm to `LONGEST`, at most so many in all.
 
     With them comes whether they are enough, and the interval that they get to.
@@ -222,18 +274,12 @@ def short_steps(norms: Float[Array, " p"], most: int) -> tuple[Steps, Array, Arr
     counts = jnp.clip(few, 1, most).astype(jnp.int32)
     # A sum that can't overflow: what lies beyond `most` doesn't matter.
     ends = jax.lax.associative_scan(lambda a, b: jnp.minimum(a + b, most + 1), counts)
-    rows = jnp.arange(most, dtype=jnp.int32)
-    interval = jnp.searchsorted(ends, rows, side="right").astype(jnp.int32)
-    inside = jnp.minimum(interval, len(norms) - 1)
-    place = rows - (ends[inside] - counts[inside])
-    size = counts[inside].astype(norms.dtype)
-    used = jnp.minimum(ends[-1], most)
-    steps = Steps(interval, place / size, (place + 1) / size, used)
-    return steps, ends[-1] <= most, inside[used - 1]
+    last = jnp.searchsorted(ends, jnp.minimum(ends[-1], most))
+    return Schedule(counts, ends, slots), ends[-1] <= most, last
 
 
 def step_norms(
-    bound: Callable[[Any], Array], operators: Callable[[Any], Any], x: PyTree[Array], grid: Grid
+    bound: Callable[[Any], Array], operators: Callable[[Any], Any], x: PyTree[Array]
 ) -> Float[Array, " p"]:
     """Bounds of |G| times the length of each interval, whose data is x."""
     norms = jax.lax.map(lambda x: bound(operators(x)), x)

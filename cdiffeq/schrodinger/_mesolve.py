@@ -15,9 +15,12 @@ from jaxtyping import Array, Complex, Float
 from cdiffeq._arrays import as_array, as_times, is_qobj, require_finite
 from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._action_taylor import Taylor
+from cdiffeq.linalg._arnoldi import two_norm
+from cdiffeq.linalg._operator import Operator
+from cdiffeq.linalg._spectrum import probes
 from cdiffeq.ode._solve import solve
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense
+from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_dense, as_hamiltonian
 from cdiffeq.schrodinger._lindblad import (
     apply_unformed,
     as_jumps,
@@ -25,6 +28,7 @@ from cdiffeq.schrodinger._lindblad import (
     bound_unformed,
     dense_hamiltonian,
     exponents,
+    gathered,
     joined,
     make_operators,
     real_generator,
@@ -35,16 +39,9 @@ from cdiffeq.schrodinger._lindblad import (
 )
 from cdiffeq.schrodinger._lindblad_action import Action, act, short_steps, step_norms
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
+from cdiffeq.schrodinger._options import block_size, matrix_method, resolve_tolerances
 from cdiffeq.schrodinger._propagate import Product, propagate
-from cdiffeq.schrodinger._sesolve import (
-    Result,
-    Stats,
-    _block_size,
-    _method,
-    _tolerances,
-    finite_at,
-    first_failure,
-)
+from cdiffeq.schrodinger._result import Result, Stats, finite_at, first_failure
 from cdiffeq.schrodinger._steps import choose_steps, equal_steps, step_data
 
 # Up to these dimensions the generator, a matrix of n^2 x n^2, is exponentiated, and is formed, by default.
@@ -78,7 +75,9 @@ def mesolve(
     **Arguments**
 
     - `H`: a Hermitian Hamiltonian (see `constant`, `pwc`, `modulated`, `timecallable`) or a matrix (n, n),
-      in units of angular frequency.
+      in units of angular frequency. Operators of `cdiffeq.linalg` (`cd.modes`, `cd.linalg.kron`, sparse
+      ones) stay operators beyond n = 12, except in `Exponential` and `Magnus`: rho is multiplied by them at
+      the cost of their non-zeros.
     - `jump_ops`: the operators L_j, a sequence, with the roots of their rates in them: ``sqrt(1 / T1) * a``
       for decay, ``sqrt(2 / T_phi) * a^H a`` for pure dephasing. Matrices (n, n) or, where they change in
       time, the same objects as H: ``cd.pwc(edges, sqrt_rates, a)``.
@@ -115,25 +114,31 @@ def mesolve(
     The gradient of rho0 is that within Hermitian matrices.
 
     **Cost**: an exponential takes 5 + log2(|G| dt) products of real n^2 x n^2 matrices, Taylor's polynomial
-    about 6 |G| dt products of one with a vector, a Runge-Kutta stage 1 + 2 J products of n x n matrices for
-    J jump operators; a gradient takes 4 to 6 times as much. For long pieces, |G| dt in the hundreds, take
-    `Exponential()`. **Memory** of a gradient: a number of states that grows as the square root of the
-    steps (for Taylor's of max_steps); a Runge-Kutta solver keeps a state at each edge, beside about
-    2 sqrt(max_steps) of them.
+    about 6 |G| dt applications of G, beyond n = 12 without forming it; a Runge-Kutta stage is one. An
+    application takes 1 + 2 J products of n x n matrices for J jump operators, of operators 1 + 3 J products
+    with n columns, or 2 + 2 J where all jump operators are diagonals of the same sites. A gradient takes 4
+    to 6 times as much. For long pieces, |G| dt in the hundreds, take `Exponential()`. **Memory** of a
+    gradient: about 2 sqrt(max_steps) states beside a few generators, where they are formed; `Exponential`
+    and `Magnus` keep the square root of their own number of steps. A Runge-Kutta solver keeps a state at
+    each edge in addition.
 
     Source: G. Lindblad 1976, doi:10.1007/BF01608499; V. Gorini, A. Kossakowski and E. Sudarshan 1976,
     doi:10.1063/1.522979. Real coordinates are those of the coherence vector.
     """
-    H = dense_hamiltonian(H, "mesolve")
+    H = as_hamiltonian(H)
     n = H.n
-    jumps = as_jumps(jump_ops, n, "mesolve")
+    forms_matrices = n <= LARGEST_FORMED or isinstance(method, Exponential | Magnus)
+    H = dense_hamiltonian(H, "mesolve") if forms_matrices else H
+    jumps = as_jumps(jump_ops, n, "mesolve", dense=forms_matrices)
     rho0 = _density("mesolve: rho0", rho0, n)
     operators = as_observables("mesolve", exp_ops, n)
     given, dtype = common_dtype(H, jumps, rho0)
     ts = as_times(ts, jnp.finfo(dtype).dtype)
     if not is_traced(ts) and np.any(np.diff(ts) < 0):
         raise ValueError("mesolve: ts must ascend: the equation can't be solved backward in time.")
-    rtol, atol = _tolerances(rtol, atol, 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4, given)
+    rtol, atol = resolve_tolerances(
+        rtol, atol, 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4, given
+    )
     whole = joined(H, jumps)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"mesolve: max_steps must be a positive integer, got {max_steps!r}.")
@@ -193,7 +198,7 @@ def _choose(
         )
     if isinstance(method, Taylor | diffrax.AbstractSolver):
         return method
-    return _method(whole, method, rtol)
+    return matrix_method(whole, method, rtol)
 
 
 def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
@@ -220,7 +225,7 @@ def _exponentials(H, jumps, R0, ts, grid, tolerances, method, max_steps):
         attempts = rejected = jnp.zeros((), jnp.int32)
 
     rows = len(steps.interval)
-    block = _block_size(rows, per_step, n * n)
+    block = block_size(rows, per_step, n * n)
     product = Product(generator, saves, block, False, False, silent)
     xs, slots = step_data(grid, steps.pad(-rows % block, beyond=len(grid.starts)), saves)
     blocks = (steps.used + block - 1) // block
@@ -252,58 +257,43 @@ def _taylor(H, jumps, R0, ts, grid, tolerances, method, max_steps):
         return apply_unformed(G, R.T.reshape(-1, n, n)).reshape(-1, n * n).T
 
     params, fixed, operators = make_operators(H, jumps, grid, then)
-    whole, _ = step_data(grid, equal_steps(grid, 1), saves)
+    xs, slots = step_data(grid, equal_steps(grid, 1), saves)
     held = jax.lax.stop_gradient(params)
-    norms = step_norms(bound, lambda x: operators(held, fixed, x), whole, grid)
-    steps, finished, last = short_steps(norms, max(max_steps, len(grid.starts)))
-    block = max(1, 32768 // entries)
-    steps = steps.pad(-len(steps.interval) % block, beyond=len(grid.starts))
-    xs, slots = step_data(grid, steps, saves)
-    blocks = (steps.used + block - 1) // block
-    action = Action(operators, apply, bound, saves, block)
-    saved = act(params, xs, R, fixed, slots, blocks, action).saved
+    norms = step_norms(bound, lambda x: operators(held, fixed, x), xs)
+    most = max(max_steps, len(grid.starts))
+    schedule, finished, last = short_steps(norms, slots, most)
+    used = jnp.minimum(schedule.ends[-1], most)
+    block = max(1, 4096 // entries)
+    action = Action(operators, apply, bound, saves, block, -(-most // block))
+    blocks = (used + block - 1) // block
+    saved = act(params, xs, R, fixed, schedule, blocks, action).saved
     none = jnp.zeros((), jnp.int32)
-    stats = Stats(jnp.asarray(steps.used, jnp.int32), none, none, none)
+    stats = Stats(used, none, none, none)
     reached = grid.starts[last]
     return jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n, n), stats, finished, reached
 
 
 def _runge_kutta(H, jumps, R0, ts, grid, tolerances, solver, max_steps):
-    """`cd.ode.solve` from pin to pin, with two products of stacked n x n matrices for each stage."""
+    """`cd.ode.solve` from pin to pin, with an application of the unformed generator for each stage."""
     n = H.n
 
     def field(t, R, operators):
         H, jumps = operators
-        L = stack([jump(t) for jump in jumps], n)
-        return apply_unformed(unformed(H(t), L), R)
+        H_t, L = gathered(H(t), [jump(t) for jump in jumps], n)
+        return apply_unformed(unformed(H_t, L), R)
 
-    pins = grid.starts + grid.lengths
-    if grid.slices:
-        times, places = _either_side(pins), 2 * jnp.arange(len(pins))
-    else:
-        times, places = pins, jnp.arange(len(pins))
+    # No step goes across a pin, nor looks at what holds beyond it.
+    times = grid.starts + grid.lengths
     rtol, atol = tolerances
     solution = solve(
         field, R0, times, (H, jumps), solver=solver, rtol=rtol, atol=atol, max_steps=max_steps,
         throw=False,
     )  # fmt: skip
-    at = jnp.zeros(len(ts), jnp.int32).at[grid.slots].set(places.astype(jnp.int32), mode="drop")
+    at = jnp.zeros(len(ts), jnp.int32)
+    at = at.at[grid.slots].set(jnp.arange(len(times), dtype=jnp.int32), mode="drop")
     done = solution.stats
     stats = Stats(done.steps, done.rejected_steps, jnp.zeros((), jnp.int32), done.evaluations)
     return solution.ys[at], stats, solution.success, ts[-1]
-
-
-def _either_side(pins: Float[Array, " p"]) -> Float[Array, " q"]:
-    """The pins, and before each but the first a time earlier by some units in the last place.
-
-    No step that ends before an edge then sees what holds after it, however its times are rounded. What
-    happens in between is of the size of rounding.
-    """
-    eps = jnp.finfo(pins.dtype).eps
-    gap = jax.lax.stop_gradient(8 * eps * jnp.max(jnp.abs(pins)))
-    before, after = pins[:-1], pins[1:]
-    earlier = jnp.where(after - gap > before, after - gap, before)
-    return jnp.concatenate([pins[:1], jnp.stack([earlier, after], axis=1).reshape(-1)])
 
 
 def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
@@ -314,7 +304,8 @@ def _diagnose(H, jumps, rho0, grid, ts, states, expects, finished, reached):
     controls = joined(H, jumps).controls
     increasing = jnp.all(jnp.asarray([jnp.all(jnp.diff(c.edges) > 0) for c in controls] or True))
     middles = grid.starts + grid.lengths / 2
-    hermitian = jax.vmap(lambda t: is_hermitian(H(t)))(middles) | (grid.lengths == 0)
+    # One after the other: side by side they would be a matrix for each interval.
+    hermitian = jax.lax.map(lambda t: is_hermitian(H(t)), middles) | (grid.lengths == 0)
     finite = finite_at(ts, states, expects)
     checks = [
         (~jnp.all(jnp.diff(ts) >= 0), ts[0]), (~increasing, ts[0]), (~is_hermitian(rho0), ts[0]),
@@ -352,7 +343,12 @@ def _error(code: Any, time: Any, max_steps: Any) -> Exception:
 
 
 def is_hermitian(A):
-    """Whether A is Hermitian but for rounding."""
+    """Whether A is Hermitian but for rounding; of an operator a pair of products says so."""
+    if isinstance(A, Operator):
+        x, z = probes(A, 2)
+        Ax, Az = A.mv(x), A.mv(z)
+        off = jnp.abs(jnp.vdot(z, Ax) - jnp.vdot(Az, x))
+        return ~(off > 1e3 * jnp.finfo(A.dtype).eps * (two_norm(Ax) + two_norm(Az)))
     size = jnp.max(jnp.abs(A), initial=0)
     return ~(jnp.max(jnp.abs(A - _adjoint(A)), initial=0) > 1e3 * jnp.finfo(A.dtype).eps * size)
 

@@ -10,17 +10,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Int
+from jaxtyping import Array, Complex, Float
 
 from cdiffeq._arrays import as_array, as_times, is_qobj, require_finite
-from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
+from cdiffeq._errors import is_traced, poison, raise_if
 from cdiffeq.linalg._operator import Operator, as_operator
 from cdiffeq.schrodinger._grid import Order, make_grid, order_pins
-from cdiffeq.schrodinger._hamiltonian import Constant, Hamiltonian, Pwc, as_hamiltonian, as_matrix
+from cdiffeq.schrodinger._hamiltonian import Hamiltonian, as_hamiltonian, as_matrix
 from cdiffeq.schrodinger._large import Large, choose_method, make_large_steps
 from cdiffeq.schrodinger._magnus import Exponential, Magnus
 from cdiffeq.schrodinger._matrix_free import moving_operators
+from cdiffeq.schrodinger._options import block_size, matrix_method, resolve_tolerances
 from cdiffeq.schrodinger._propagate import Product, propagate
+from cdiffeq.schrodinger._result import Result, Stats, finite_at, first_failure
 from cdiffeq.schrodinger._steps import (
     Plan,
     dense_attempt,
@@ -31,51 +33,6 @@ from cdiffeq.schrodinger._steps import (
 )
 
 Method: TypeAlias = Exponential | Magnus | Large
-
-
-class Stats(eqx.Module):
-    """What a solve did: counts of accepted and rejected steps, exponentials, matrix-vector products.
-
-    Each matrix exponential is counted once, and so is its product with each state of the batch; the
-    search for adaptive step sizes is counted in.
-    """
-
-    steps: Int[Array, ""]
-    rejected_steps: Int[Array, ""]
-    exponentials: Int[Array, ""]
-    matvecs: Int[Array, ""]
-
-    def __repr__(self) -> str:
-        return "Stats(" + ", ".join(f"{k}={v}" for k, v in vars(self).items()) + ")"
-
-
-class Result(eqx.Module):
-    """A solution of the Schrödinger equation.
-
-    - `ts`: the saved times, (time,).
-    - `states`: psi at these times, (time, ..., n).
-    - `expects`: <psi|E|psi> for each of `exp_ops`, (exp_op, ..., time), complex.
-    - `stats`: what the solve did, `Stats`.
-    - `success`: whether it succeeded; if not (seen only with ``throw=False``) all numbers are NaN.
-    """
-
-    ts: Float[Array, " time"]
-    states: Complex[Array, "time ... n"]
-    expects: Complex[Array, "exp_op ... time"]
-    stats: Stats
-    success: Bool[Array, ""]
-
-    @property
-    def final_state(self) -> Complex[Array, "... n"]:
-        """The state at the last time, (..., n)."""
-        return self.states[-1]
-
-    def __repr__(self) -> str:
-        form = lambda a: f"{a.dtype}{list(a.shape)}"
-        return (
-            f"Result(states={form(self.states)}, expects={form(self.expects)}, {self.stats}, "
-            f"success={self.success})"
-        )
 
 
 def sesolve(
@@ -159,10 +116,10 @@ def sesolve(
     given, dtype = _dtypes(H, psi0)
     ts = as_times(ts, jnp.finfo(dtype).dtype)
     double = jnp.finfo(dtype).bits == 64
-    rtol, atol = _tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
+    rtol, atol = resolve_tolerances(rtol, atol, 1e-8 if double else 1e-4, given)
     method = choose_method(H, method, rtol, hermitian)
     if not isinstance(method, Large):
-        method = _method(H, method, rtol)
+        method = matrix_method(H, method, rtol)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
     meter: diffrax.AbstractProgressMeter = progress or diffrax.NoProgressMeter()
@@ -255,7 +212,7 @@ def _solve(
 
     rows = len(steps.interval)
     block = (
-        _block_size(rows, plan.exponentials, n) if isinstance(method, Exponential | Magnus) else 1
+        block_size(rows, plan.exponentials, n) if isinstance(method, Exponential | Magnus) else 1
     )
     stepper = plan.stepper(saves, block, meter_of_product)
     xs, slots = step_data(grid, steps.pad(-rows % block, beyond=len(grid.starts)), saves)
@@ -320,22 +277,6 @@ def _diagnose(H, ts, states, expects, breach, xs, finished, reached):
     return first_failure(checks, ts[-1])
 
 
-def finite_at(ts: Array, states: Array, expects: Array) -> Bool[Array, " time"]:
-    """Whether all that is returned of each time is finite."""
-    at_time = lambda a: jnp.all(jnp.isfinite(a.reshape(len(ts), -1)), axis=1)
-    return at_time(states) & at_time(jnp.moveaxis(expects, -1, 0))
-
-
-def first_failure(
-    checks: Sequence[tuple[Bool[Array, ""], Float[Array, ""]]], end: Float[Array, ""]
-) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """The number, from one, and the time of the first pair (failed, when) that failed, or (0, end)."""
-    code, time = jnp.zeros((), jnp.int32), end
-    for i, (bad, when) in reversed(list(enumerate(checks, start=1))):
-        code, time = jnp.where(bad, i, code), jnp.where(bad, when, time)
-    return code, time
-
-
 def _error(code: Any, time: Any, max_steps: Any) -> Exception:
     """The exception of a failed solve; `code` as `_diagnose` numbers them."""
     match int(code):
@@ -360,13 +301,6 @@ def _error(code: Any, time: Any, max_steps: Any) -> Exception:
                 f"sesolve: the state at t = {float(time):.6g} is not finite: H, psi0 or exp_ops holds NaN "
                 "or infinity, or the norm of H times the step is beyond floating point."
             )
-
-
-def _block_size(rows: int, per_step: int, n: int) -> int:
-    """Steps in a block: as many as fill the cache of a CPU core, or a part of a GPU's memory."""
-    entries = 3200 if jax.default_backend() == "cpu" else 2**19
-    most = max(1, entries // (per_step * n * n))
-    return -(-rows // -(-rows // most))  # blocks of equal size
 
 
 def _in_parallel(n: int, hermitian: bool) -> bool:
@@ -395,28 +329,3 @@ def _dtypes(H: Hamiltonian, psi0: Any) -> tuple[Any, Any]:
     of_H = jax.eval_shape(H, jnp.zeros((), jnp.float32)).dtype
     used = jnp.result_type(jax.dtypes.canonicalize_dtype(given), of_H, jnp.complex64)
     return jnp.promote_types(given, used), used
-
-
-def _tolerances(
-    rtol: float | None, atol: float | None, default: float, dtype: Any
-) -> tuple[float, float]:
-    rtol, atol = default if rtol is None else rtol, default if atol is None else atol
-    if rtol == 0 and atol == 0:
-        raise ValueError("rtol and atol are both 0; one of them may be.")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value != 0:
-            check_tolerance(name, value, dtype)
-    return rtol, atol
-
-
-def _method(H: Hamiltonian, method: Any, rtol: float) -> Exponential | Magnus:
-    smooth = [term for term in H.terms if not isinstance(term, Constant | Pwc)]
-    if method is None:
-        return Magnus(order=4 if rtol >= 1e-5 else 6) if smooth else Exponential()
-    if not isinstance(method, Exponential | Magnus):
-        raise TypeError(f"method must be Exponential() or Magnus(...), got {method!r}.")
-    if isinstance(method, Exponential) and smooth:
-        raise ValueError(
-            f"method=Exponential() is for piecewise constant H, but {smooth[0]} varies; use Magnus()."
-        )
-    return method

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from cdiffeq._arrays import as_array, require_finite
 from cdiffeq.linalg._diagonals import Diagonals, kron
@@ -67,8 +68,14 @@ def spin_chain(n: int, terms: Mapping[str, Any], *, periodic: bool = False) -> D
             c = jnp.broadcast_to(c, (places,))
             for j in range(places):
                 sites = {(j + k) % n: _SPIN[s] for k, s in enumerate(letters) if s != "I"}
-                parts.append(kron((2,) * n, sites).scaled(c[j]))
+                parts.append(_in_precision_of(c, kron((2,) * n, sites)).scaled(c[j]))
     return sum(parts[1:], parts[0])
+
+
+def _in_precision_of(c: Array, A: Diagonals) -> Diagonals:
+    """A, real or complex as it is, in single or double precision as c is."""
+    kinds = jnp.finfo(c.dtype).dtype, jnp.result_type(c.dtype, jnp.complex64)
+    return jax.tree.map(lambda D: D.astype(kinds[jnp.iscomplexobj(D)]), A)
 
 
 def modes(levels: Sequence[int], factors: Mapping[int, str]) -> Diagonals:

@@ -122,7 +122,9 @@ def test_spin_chains():
     expected = [np.vdot(psi, product(s) @ psi).real for s in ("ZZI", "IZZ")]
     np.testing.assert_allclose(jax.grad(energy)(jnp.array([0.2, 0.5])), expected, rtol=1e-12)
     assert chain.dtype == jnp.complex128 and cd.spin_chain(2, {"X": 1.0}).dtype == jnp.float64
-    assert cd.spin_chain(2, {"X": jnp.float32(1.0)}).scaled(jnp.float32(2)).dtype == jnp.float64
+    single = cd.spin_chain(2, {"X": jnp.float32(1.0), "ZI": jnp.ones(1, jnp.float32)})
+    assert single.dtype == jnp.float32
+    assert cd.spin_chain(2, {"Y": jnp.float32(1.0)}).dtype == jnp.complex64
 
 
 def test_modes():

@@ -206,7 +206,7 @@ def test_rabi_in_single_precision():
 def test_products_in_blocks(monkeypatch, slices, block, parallel, is_hermitian, n, batch):
     # The numbers of slices differ so that no test meets the compiled program of another. One state of
     # eight levels: gradients from vectors, but from matrices in the block with the large amplitude.
-    monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n: block)
+    monkeypatch.setattr(_sesolve, "block_size", lambda rows, per_step, n: block)
     monkeypatch.setattr(_sesolve, "_in_parallel", lambda n, hermitian: parallel)
     part = hermitised if is_hermitian else (lambda A: A)
     edges = np.linspace(0.0, 2.0, slices + 1)
@@ -249,7 +249,7 @@ def test_products_in_blocks(monkeypatch, slices, block, parallel, is_hermitian, 
 @pytest.mark.slow
 @pytest.mark.parametrize("slices, parallel, is_hermitian", [(19, True, True), (18, False, False)])
 def test_second_derivatives_in_blocks(monkeypatch, slices, parallel, is_hermitian):
-    monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n: 4)
+    monkeypatch.setattr(_sesolve, "block_size", lambda rows, per_step, n: 4)
     monkeypatch.setattr(_sesolve, "_in_parallel", lambda n, hermitian: parallel)
     edges = np.linspace(0.0, 2.0, slices + 1)
     drift, control = hermitian(RNG, 4), hermitian(RNG, 4)

@@ -67,7 +67,7 @@ def test_no_trajectory_is_stored(method: str, hermitian: bool):
 @pytest.mark.slow
 def test_checkpoints_grow_as_the_square_root(monkeypatch):
     # One step in a block, so that what is kept for each block shows.
-    monkeypatch.setattr(_sesolve, "_block_size", lambda rows, per_step, n: 1)
+    monkeypatch.setattr(_sesolve, "block_size", lambda rows, per_step, n: 1)
     few, many = 400, 6400
     growth = temporary(compiled(many, "exact", False)) - temporary(compiled(few, "exact", False))
     kept = 2 * (np.sqrt(many) - np.sqrt(few)) * STATE

@@ -1,11 +1,14 @@
 """mesolve: closed forms, SciPy's expm of the Liouvillian, QuTiP, and the derivatives of every method."""
 
+import re
+
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import qutip
+import scipy.sparse
 from scipy.linalg import expm
 
 import cdiffeq as cd
@@ -283,8 +286,84 @@ def test_memory_is_flat_in_slices():
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporary(16), temporary(1024)
-    # A few numbers for each slice, not a matrix.
+    # Nine numbers for each slice, not a matrix.
     assert many - few < 1024 * 8 * 36 / 4
+
+
+@pytest.mark.slow
+def test_memory_of_a_gradient():
+    # Some generators of 8 levels: one step's, its gradient, and what these are made of.
+    edges = np.linspace(0, 1, 101)
+
+    def loss(values):
+        H, jumps = problem(8, values, values, edges)
+        return cd.mesolve(H, jumps, np.eye(8), [0.0, 1.0]).final_state[0, 0].real
+
+    compiled = jax.jit(jax.grad(loss)).lower(np.ones(100)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 8 * 8**4
+
+
+# Operators
+
+
+def ladder(p, q):
+    """A mode in a Kerr cavity, driven, with loss and dephasing: as operators or as arrays."""
+    a, number = (cd.modes((5,), {0: s}) for s in ("a", "n"))
+    kerr = cd.linalg.operator(scipy.sparse.csr_matrix(np.diag(np.arange(5.0) ** 2)))
+    H = cd.constant(0.2 * kerr + 0.5 * number) + cd.pwc(EDGES, p, a + a.adjoint())
+    return H, [0.7 * a, cd.pwc(EDGES, q, number)]
+
+
+@pytest.fixture
+def unformed(monkeypatch):
+    monkeypatch.setattr("cdiffeq.schrodinger._mesolve.LARGEST_FORMED", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["taylor", "runge-kutta"])
+def test_operators(method: str, unformed):
+    rho0, ts = np.stack([density(RNG, 5), density(RNG, 5)]), [0.3, 1.2]
+    H, jumps = ladder(VALUES, RATES)
+    sparse = cd.linalg.operator(scipy.sparse.csr_matrix(random(RNG, 5, 5)))
+    function = cd.linalg.operator(lambda x: 0.3j * jnp.roll(x, 1), 5)
+    more = [sparse, function] if method == "taylor" else []
+    got = cd.mesolve(H, [*jumps, *more], rho0, ts, method=METHODS[method], rtol=1e-9).final_state
+    rho, dense = rho0.reshape(2, -1).T, lambda A: np.asarray(A.to_dense())
+    for a, b in stretches(ts, EDGES):
+        t = (a + b) / 2
+        Ls = [jumps[0], jumps[1](t), *more]
+        rho = expm((b - a) * liouvillian(dense(H(t)), [dense(L) for L in Ls])) @ rho
+    tolerance = 3e-8 if method == "runge-kutta" else 1e-12
+    np.testing.assert_allclose(got, rho.T.reshape(2, 5, 5), atol=tolerance)
+
+
+@pytest.mark.slow
+def test_derivatives_with_operators(unformed):
+    def f(values, rates, c, rho0, ts):
+        H, jumps = ladder(values, rates)
+        hops = cd.linalg.diagonals([c, c.conj()], (1, -1))
+        jumps = [*jumps, cd.linalg.diagonals([c], (1,))]
+        rho0 = (rho0 + rho0.conj().T) / 2
+        return cd.mesolve(H + hops, jumps, rho0, ts, method=cd.linalg.Taylor()).states[1:]
+
+    args = VALUES, RATES, random(RNG, 4), density(RNG, 5), np.array([0.0, 0.7, 2.0])
+    check_rule(jax.jit(f), *args, key=jax.random.key(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_matrix", [False, True])
+def test_operators_are_not_made_dense(as_matrix: bool):
+    n = 40
+    form = lambda A: A.to_dense() if as_matrix else A
+    a, number = (form(cd.modes((n,), {0: s})) for s in ("a", "n"))
+
+    def loss(u):
+        H = cd.constant(number) + cd.pwc(EDGES, u, number)
+        return cd.mesolve(H, [a], np.eye(n), [0.0, 1.0], method=cd.linalg.Taylor()).final_state[0]
+
+    program = jax.jit(lambda u: jnp.sum(jnp.abs(loss(u)))).lower(VALUES).compile().as_text()
+    # Products of matrices are calls of a library, or `dot`.
+    assert bool(re.search(r"\bdot\(|__onednn|gemm", program, re.IGNORECASE)) == as_matrix
 
 
 # Errors
