@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from cdiffeq._flat import Layout
-from cdiffeq.ode._flow import Problem, require, tangent_of_steps
+from cdiffeq.ode._flow import Problem, require
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march
 from cdiffeq.ode._method import AdjointMethod
+from cdiffeq.ode._steppers import apart, pull_params
 from cdiffeq.wirtinger._linear_map import pull_back
 
 
@@ -20,9 +21,10 @@ class Backsolve(AdjointMethod):
 
     From each saved time to the one before it, with tolerances and a solver as forward,
 
-        dy/dt = F,    dmu/dt = -(dF/dy)* mu,    dg/dt = -(dF/dp)* mu
+        dy/dt = F,    dmu/dt = -(dF/dy)* mu,    g_p = integral of (dF/dp)* mu dt
 
-    are solved as one system, y starting from the saved state.
+    are solved, the first two as one system with y starting from the saved state, the integral by the
+    quadrature that belongs to the method: its weights at its stages.
 
     **Works for** conservative problems: oscillations, waves, unitary evolution. **Don't use it** where the
     solution forgets where it came from: what decays forward grows backward. After each interval the state
@@ -32,8 +34,8 @@ class Backsolve(AdjointMethod):
 
     **Arguments**: `drift`: by default the square root of rtol (of 1e-6 for equal steps).
 
-    **Cost**: one solve of a system of twice the state and the parameters; a step costs a vjp of f for each
-    stage. **Memory**: a few states, however many steps.
+    **Cost**: one solve of a system of twice the state; a step costs a vjp of f in y for each stage, and one
+    in the parameters for all stages at once. **Memory**: a few states, however many steps.
 
     Source: R. T. Q. Chen et al. 2018, arXiv:1806.07366.
 
@@ -49,29 +51,34 @@ class Backsolve(AdjointMethod):
         """Nothing is kept."""
         return stepping
 
-    def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        return tangent_of_steps(problem, args, out, dargs)
-
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F = problem.with_fixed(fixed)
-        layout = Layout.of((y0, y0, params))
+        layout = Layout.of((y0, y0))
         stepping = problem.stepping.bare()
 
         def reversed_field(s, flat, params):  # in the time s = -t
-            y, mu, _ = layout.unpack(flat)
-            dy, pull = pull_back(lambda y, p: F(-s, y, p), y, params)
-            m_y, m_p = pull(mu)
-            return layout.pack((-dy, m_y, m_p))
+            y, mu = layout.unpack(flat)
+            dy, pull = pull_back(lambda y: F(-s, y, params), y)
+            return layout.pack((-dy, pull(mu)[0]))
+
+        def summand(s, size, stages):
+            def quadrature(stages, params):
+                ss, weights, states = stages
+                ys, mus = layout.unpack(states)
+                return pull_params(F, -ss, ys, params, (size * weights)[:, None] * mus)[1]
+
+            return apart(size, quadrature, stages, params)
 
         def interval(carry, k):
             mu, g_params, worst, code = carry
             mu = mu + g.ys[k + 1]
             g_end = jnp.sum(mu * F(ts[k + 1], out.ys[k + 1], params))
-            start = layout.pack((out.ys[k + 1], mu, g_params))
+            start = layout.pack((out.ys[k + 1], mu))
             span = jnp.stack([-ts[k + 1], -ts[k]])
-            record = march(reversed_field, start, span, params, stepping)
-            y, mu, g_params = layout.unpack(record.ys[-1])
+            record, more = march(reversed_field, start, span, params, stepping, summand=summand)
+            y, mu = layout.unpack(record.ys[-1])
+            g_params = jax.tree.map(jnp.add, g_params, more)
             off = jnp.linalg.norm(y - out.ys[k]) / (jnp.linalg.norm(out.ys[k]) + tiny)
             g_start = -jnp.sum(mu * F(ts[k], out.ys[k], params))
             code = jnp.where(code == Code.SUCCESS, Report(*record.report).code, code)

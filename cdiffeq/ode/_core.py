@@ -14,6 +14,7 @@ from cdiffeq.ode._dense import Dense
 from cdiffeq.ode._events import event_time
 from cdiffeq.ode._flow import Problem, flow
 from cdiffeq.ode._march import Code, Report
+from cdiffeq.ode._real import realify, split
 from cdiffeq.ode._solution import Solution, Stats
 from cdiffeq.wirtinger._linear_map import hoist
 
@@ -26,11 +27,12 @@ class Static(eqx.Module):
 
 @eqx.filter_jit
 def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> Any:
-    """The solution for functions (f, event, cost), with what is static: (stepping, adjoint, dense, throw).
+    """The solution for functions (f, event, cost).
 
-    With it come the `Code`, the last time reached and max_steps, for an error message.
+    What is static: (stepping, adjoint, dense, throw, whether ts may have derivatives). With the solution come
+    the `Code`, the last time reached and max_steps, for an error message.
     """
-    stepping, adjoint, dense, throw = static.value
+    stepping, adjoint, dense, throw, moving = static.value
     f, event, cost = functions
     _check_field(f, ts, y0, args)
     zero_cost = None if cost is None else _zero_cost(cost, ts, y0, args)
@@ -62,7 +64,7 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
     s = direction * ts
     operands = (s[0], flat0, tracer, fixed_arrays, direction)
     pure_field, params, fixed = _close(field, operands)
-    problem = Problem(pure_field, stepping, adjoint, throw)
+    problem = Problem(pure_field, stepping, adjoint, throw, moving or event is not None)
     when = occurred = None
     if event is not None:
         pure_trigger, event_params, event_fixed = _close(trigger, operands)
@@ -91,20 +93,24 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
 
 
 def _close(fn: Callable[..., Any], operands: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    """A function (t, y, params, fixed) that closes over no array, its parameters and the rest."""
+    """A function (t, y, params, fixed) that closes over no array, its parameters and the rest.
+
+    Complex parameters come as pairs of real ones, and the function computes with those.
+    """
     _, _, tracer, fixed_arrays, direction = operands
     pure, _, consts = hoist(fn, *operands)
+    program = realify(pure, consts, *operands)
     moving = [eqx.is_inexact_array(c) for c in consts]
-    split = lambda kind: [c for c, m in zip(consts, moving, strict=True) if m == kind]
+    some = lambda kind: [c for c, m in zip(consts, moving, strict=True) if m == kind]
 
     def closed(s, flat, params, fixed):
         moved, tracer = params
         held, fixed_arrays, direction = fixed
         moved, held = iter(moved), iter(held)
         values = [next(moved if m else held) for m in moving]
-        return pure(values, s, flat, tracer, fixed_arrays, direction)
+        return program(values, s, flat, tracer, fixed_arrays, direction)
 
-    return closed, (split(True), tracer), (split(False), fixed_arrays, direction)
+    return closed, split((some(True), tracer)), (some(False), fixed_arrays, direction)
 
 
 def _check_field(f: Any, ts: Any, y0: Any, args: Any) -> None:

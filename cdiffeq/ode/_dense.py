@@ -42,7 +42,7 @@ class Dense(eqx.Module):
         stepping = self.problem.stepping
         few = dataclasses.replace(stepping, first=jnp.inf, max_steps=64)
         problem = dataclasses.replace(
-            self.problem, stepping=self.problem.adjoint.prepare(few, False)
+            self.problem, stepping=self.problem.adjoint.prepare(few, False), moving=True
         )
         span = jnp.stack([starts[n], s])
         out = flow(self.states[n], span, self.params, self.fixed, problem)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdiffeq.ode._flow import Problem, tangent_of_steps
+from cdiffeq.ode._flow import Problem
 from cdiffeq.ode._march import Record, Stepping, grid_of, square_root, step_times
 from cdiffeq.ode._method import AdjointMethod
 
@@ -24,10 +24,10 @@ class Discrete(AdjointMethod):
 
     **Works for** every Runge-Kutta solver of diffrax, explicit or diagonally implicit. **Don't use it**
     where f is large and the solver implicit (a stage takes a dense factorization of the Jacobian, 2N for N
-    complex numbers), nor where the parameters are many more than the state: their gradient is summed at
-    every stage; `Interpolated` does so too, but `Backsolve` keeps nothing.
+    complex numbers).
 
-    **Cost**: about one more forward solve, and one vjp of f for each stage of each accepted step.
+    **Cost**: about two more forward solves; a vjp of f in y for each stage of each accepted step, and one in
+    the parameters for all stages of a step at once (by `jax.vmap` of f).
     **Memory**: about 2 sqrt(max_steps) states, and one number for each of max_steps.
 
     Source: A. Sandu 2006, doi:10.1007/11758549_85; the checkpoints are those of A. Griewank 1992,
@@ -50,9 +50,6 @@ class Discrete(AdjointMethod):
         stride = 1 if dense else square_root(stepping.max_steps)
         return dataclasses.replace(stepping, stride=stride, record=True)
 
-    def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        return tangent_of_steps(problem, args, out, dargs)
-
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
@@ -64,7 +61,8 @@ class Discrete(AdjointMethod):
             mu = mu + jnp.where(end >= 1, g.ys[k + 1], 0)
             step = stepper.adjoint_step(F, t, h, y, params, mu)
             mu = step.y + g.kept[n] if problem.stepping.stride == 1 else step.y
-            g_ts = add_time_gradient(g_ts, place, step.t, step.h)
+            if problem.moving:
+                g_ts = add_time_gradient(g_ts, place, step.t, step.h)
             return mu, g_ts, jax.tree.map(jnp.add, g_params, step.p)
 
         zeros = jax.tree.map(jnp.zeros_like, (y0, ts, params))
@@ -111,13 +109,13 @@ def run_steps_back(
                 lambda c: c,
                 done.carry,
             )
-            return done.y, carry, between.at[n - first].set(y)
+            return done.y, carry, jax.lax.dynamic_update_index_in_dim(between, y, n - first, 0)
 
         between = jnp.zeros((stride, len(y0)), y0.dtype)
-        carried = (y, stepper.init(F, t, y, params), between.at[last - 1 - first].set(y))
+        carried = (y, stepper.init(F, t, y, params), between)
         # The last step needs no stepping: only its initial state is asked for.
         y, _, between = jax.lax.fori_loop(first, last - 1, again, carried)
-        between = between.at[last - 1 - first].set(y)
+        between = jax.lax.dynamic_update_index_in_dim(between, y, last - 1 - first, 0)
 
         def one_back(j, state):
             n = last - 1 - j

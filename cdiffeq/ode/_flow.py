@@ -33,13 +33,15 @@ class Problem:
     """What is fixed about a solve.
 
     `field` is ``(t, y, params, fixed) -> dy/dt``; `adjoint` an adjoint method; `throw` whether a backward
-    pass that fails raises, rather than returning NaN.
+    pass that fails raises, rather than returning NaN; `moving` whether the times may have derivatives: if
+    not, an adjoint method returns zeros for theirs.
     """
 
     field: Any
     stepping: Stepping
     adjoint: Any
     throw: bool
+    moving: bool
 
     def with_fixed(self, fixed: Any) -> Field:
         """The field as a function of (t, y, params)."""

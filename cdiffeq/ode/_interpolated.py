@@ -6,14 +6,15 @@ import dataclasses
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import run_steps_back
-from cdiffeq.ode._flow import Problem, require, tangent_of_steps
+from cdiffeq.ode._flow import Problem, require
 from cdiffeq.ode._march import Code, Record, Report, Stepping, march, square_root, step_times
 from cdiffeq.ode._method import AdjointMethod
-from cdiffeq.ode._steppers import interpolate
+from cdiffeq.ode._steppers import apart, interpolate, pull_params
 from cdiffeq.wirtinger._linear_map import pull_back
 
 
@@ -25,8 +26,9 @@ class Interpolated(AdjointMethod):
 
         dmu/dt = -(dF/dy)* mu,        g_p = integral of (dF/dp)* mu dt
 
-    is solved by the same solver to the same tolerances, the integral by the quadrature that belongs to the
-    method: its weights at its stages. However many the parameters, the costate stays as small as the state.
+    is solved by the same solver, its steps ending where those of the forward solve do and held to four times
+    the tolerances, the integral by the quadrature that belongs to the method: its weights at its stages.
+    However many the parameters, the costate stays as small as the state.
 
     **Works for** every solver and problem, stiff and dissipative ones included: nothing runs backward that
     doesn't want to. The gradient is as accurate as the tolerances say, not the exact derivative of the
@@ -35,7 +37,8 @@ class Interpolated(AdjointMethod):
     **Arguments**: `checkpoints`: how many states to keep; by default the square root of max_steps.
 
     **Cost**: a forward solve between the checkpoints, one more for the interpolation, and the costate: at
-    least one step for each step forward, with two vjps of f for each stage. **Memory**: `checkpoints`
+    least one step for each step forward, with a vjp of f in y for each stage, and one in the parameters for
+    all stages of a step at once. **Memory**: `checkpoints`
     states, as many as there are steps between two of them, and one number for each of max_steps.
 
     Source: the quadrature is that of C. Rackauckas's GaussAdjoint in SciMLSensitivity (arXiv:2001.04385).
@@ -59,32 +62,31 @@ class Interpolated(AdjointMethod):
             stride = math.ceil(stepping.max_steps / self.checkpoints)
         return dataclasses.replace(stepping, stride=stride, record=True)
 
-    def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        return tangent_of_steps(problem, args, out, dargs)
-
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
-        costate = problem.stepping.bare()
+        bare = _tolerant(problem.stepping.bare())
 
         def back_in_step(t, h, y, mu):
             """The costate at the step's beginning, and what the step adds to the parameters' gradient."""
             step = stepper.step(F, t, h, y, params, stepper.init(F, t, y, params))
             path = interpolate(stepper.solver, t, t + h, step.dense)
-            moved = lambda s: (-s, path.evaluate(-s))  # in the time s = -t
 
-            def field(s, mu, params):
-                t, y = moved(s)
+            def places(ss):  # of the costate's stages, in the time s = -t
+                return apart(h, lambda ss: (-ss, jax.vmap(path.evaluate)(-ss)), ss)
+
+            def field(place, mu, params):
+                t, y = place
                 return pull_back(lambda y: F(t, y, params), y)[1](mu)[0]
 
             def summand(s, size, stages):
-                total = jax.tree.map(jnp.zeros_like, params)
-                for c, b, mu in stages:
-                    t, y = moved(s + c * size)
-                    (g_p,) = pull_back(lambda p, t=t, y=y: F(t, y, p), params)[1](size * b * mu)
-                    total = jax.tree.map(jnp.add, total, g_p)
-                return total
+                def quadrature(stages, params):
+                    (ts, ys), weights, mus = stages
+                    return pull_params(F, ts, ys, params, (size * weights)[:, None] * mus)[1]
 
+                return apart(size, quadrature, stages, params)
+
+            costate = dataclasses.replace(bare, stepper=dataclasses.replace(stepper, places=places))
             span, guess = jnp.stack([-(t + h), -t]), jax.lax.stop_gradient(h)
             record, g_p = march(field, mu, span, params, costate, first=guess, summand=summand)
             return record.ys[-1], g_p, Report(*record.report).code
@@ -95,13 +97,15 @@ class Interpolated(AdjointMethod):
             t, h = step_times(ts, place)
             closes, opens = end >= 1, start <= 0
             mu = mu + jnp.where(closes, g.ys[k + 1], 0)
-            g_end = jnp.sum(mu * F(t + h, out.ys[k + 1], params))
-            g_ts = g_ts.at[k + 1].add(jnp.where(closes, g_end, 0))
+            if problem.moving:
+                g_end = jnp.sum(mu * F(t + h, out.ys[k + 1], params))
+                g_ts = g_ts.at[k + 1].add(jnp.where(closes, g_end, 0))
             nothing = jax.tree.map(jnp.zeros_like, params)
             skip = lambda *_: (mu, nothing, jnp.zeros_like(code))
             mu, g_p, step_code = jax.lax.cond(h > 0, back_in_step, skip, t, h, y, mu)
-            g_start = -jnp.sum(mu * F(t, y, params))
-            g_ts = g_ts.at[k].add(jnp.where(opens, g_start, 0))
+            if problem.moving:
+                g_start = -jnp.sum(mu * F(t, y, params))
+                g_ts = g_ts.at[k].add(jnp.where(opens, g_start, 0))
             code = jnp.where(code == Code.SUCCESS, step_code, code)
             return mu, g_ts, jax.tree.map(jnp.add, g_params, g_p), code
 
@@ -110,6 +114,19 @@ class Interpolated(AdjointMethod):
         mu, g_ts, g_params, code = run_steps_back(problem, args, out, back, state)
         gradients = (mu + g.ys[0], g_ts, g_params)
         return require(problem, gradients, code != Code.SUCCESS, _error, code)
+
+
+def _tolerant(stepping: Stepping) -> Stepping:
+    """The same with four times the tolerances.
+
+    Steps of the costate end where those of the state do, whose error was just below the tolerances. That of
+    the costate is as likely just above, and for that no step is divided, which would cost two more.
+    """
+    if stepping.equal:
+        return stepping
+    where = lambda c: (c.rtol, c.atol)
+    looser = tuple(4 * x for x in where(stepping.controller))
+    return dataclasses.replace(stepping, controller=eqx.tree_at(where, stepping.controller, looser))
 
 
 def _error(code: Any) -> Exception:

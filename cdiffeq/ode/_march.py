@@ -236,10 +236,11 @@ def march(
             code = jnp.where((code == Code.SUCCESS) & crossed, Code.EVENT, code)
             before = (t, h, s.y, s.carry, jnp.where(crossed | ~keep, s.before[-1], e))
         if stepping.record and grid is None:
-            ends = ends.at[s.steps].set(choose(end, 0))
+            ends = jax.lax.dynamic_update_index_in_dim(ends, choose(end, 0), s.steps, 0)
         if stepping.stride:
-            slot = jnp.where(s.steps % stepping.stride == 0, s.steps // stepping.stride, len(kept))
-            kept = kept.at[slot].set(s.y, mode="drop")
+            slot, first = s.steps // stepping.stride, s.steps % stepping.stride == 0
+            old = jax.lax.dynamic_index_in_dim(kept, slot, keepdims=False)
+            kept = jax.lax.dynamic_update_index_in_dim(kept, jnp.where(first, s.y, old), slot, 0)
         fraction = still((t + h - ts[0]) / (ts[-1] - ts[0]))
         return _State(
             choose(end, s.theta), target, choose(done.y, s.y), jax.tree.map(choose, done.carry, s.carry),
@@ -248,9 +249,11 @@ def march(
         )  # fmt: skip
 
     def interval(k, s, ys, counts):
-        # f may jump at a saved time: what was known of its slope is the other side's.
-        restart = lambda carry: stepper.restart(F, ts[k], s.y, p, carry)
-        carry = jax.lax.cond(k > 0, restart, lambda carry: carry, s.carry)
+        carry = s.carry
+        if saves > 2:
+            # f may jump at a saved time: what was known of its slope is the other side's.
+            restart = lambda carry: stepper.restart(F, ts[k], s.y, p, carry)
+            carry = jax.lax.cond(k > 0, restart, lambda carry: carry, carry)
         going = lambda s: (s.theta < 1) & (s.tried < stepping.max_steps) & (s.code == Code.SUCCESS)
         length = ts[k + 1] - ts[k]
         s = jax.lax.while_loop(
@@ -279,7 +282,11 @@ def march(
     )  # fmt: skip
     ys = jnp.zeros((saves, len(y0)), dtype).at[0].set(y0)
     counts = jnp.zeros(saves, jnp.int32)
-    done, s, ys, counts = jax.lax.while_loop(go_on, next_interval, (zero, start, ys, counts))
+    state = (zero, start, ys, counts)
+    if saves == 2:  # needs no loop; where times are out of order no step is made
+        done, s, ys, counts = next_interval(state)
+    else:
+        done, s, ys, counts = jax.lax.while_loop(go_on, next_interval, state)
     stepping.meter.close(s.meter)
 
     code, time = _outcome(F, ts, p, stepping, done, s, ys)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cdiffeq._arrays import as_params
 from cdiffeq._errors import poison
 from cdiffeq.ode._core import Static, solve_with
-from cdiffeq.ode._flow import Problem
+from cdiffeq.ode._flow import Problem, tangent_of_steps
 from cdiffeq.ode._march import Record, Stepping
 from cdiffeq.ode._steppers import make_stepper
 
@@ -29,9 +29,9 @@ class AdjointMethod(diffrax.AbstractAdjoint):
     def prepare(self, stepping: Stepping, dense: bool) -> Stepping:
         """What the forward pass has to keep."""
 
-    @abstractmethod
     def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        """The derivative of the states along `dargs`."""
+        """The derivative of the states along `dargs`: by default that of the accepted steps."""
+        return tangent_of_steps(problem, args, out, dargs)
 
     @abstractmethod
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
@@ -91,7 +91,7 @@ class AdjointMethod(diffrax.AbstractAdjoint):
         # diffrax solves forward in a time of its own, and keeps the sign in the control.
         sign = terms.contr(jnp.zeros((), real), jnp.ones((), real))
         field = lambda t, y, args: jax.tree.map(lambda d: sign * d, terms.vf(t, y, args))
-        static = Static((stepping, self, False, throw))
+        static = Static((stepping, self, False, throw, True))
         solution, _ = solve_with((field, None, None), y0, ts, as_params(args), static)
         report = solution.stats
         ys = poison(solution.ys, ~solution.success)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import add_time_gradient
-from cdiffeq.ode._flow import Problem, require, tangent_of_steps
+from cdiffeq.ode._flow import Problem, require
 from cdiffeq.ode._march import Record, Stepping, grid_of, step_times
 from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.ode._steppers import ExplicitStepper, Field, Step, StepAdjoint
@@ -54,9 +54,9 @@ class CoupledStepper:
 
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
         z, l = carry, self.coupling
-        forth = self._step(F, t, h, z, p)
+        forth = self.base.step(F, t, h, z, p, None)
         y1 = l * y + (1 - l) * z + (forth.y - z)
-        z1 = z - (self._step(F, t + h, -h, y1, p).y - y1)
+        z1 = z - (self.base.step(F, t + h, -h, y1, p, None).y - y1)
         return forth._replace(y=y1, carry=z1)
 
     def step_back(
@@ -77,9 +77,6 @@ class CoupledStepper:
         step = StepAdjoint(l * c_y, g_p, first.t + second.t, first.t - first.h + second.h)
         return y, z, step, c_z
 
-    def _step(self, F: Field, t: Any, h: Any, y: Any, p: Any) -> Step:
-        return self.base.step(F, t, h, y, p, F(t, y, p))
-
 
 class Reversible(AdjointMethod):
     r"""Adjoint method: a reversible form of the solver, run backward; the exact derivative of its steps.
@@ -95,7 +92,8 @@ class Reversible(AdjointMethod):
     **Arguments**: `l`: the coupling, below 1. `rounding`: by default the square root of eps: about 18,000
     steps at l = 0.999 in double precision.
 
-    **Cost**: a step costs two of the method's; the gradient another two, and two vjps of f for each stage.
+    **Cost**: a step costs two of the method's; the gradient another two, two vjps of f in y for each stage,
+    and two in the parameters for all stages of a step at once.
     **Memory**: a few states, however many steps. Adaptive steps are remembered, a number for each of
     max_steps; equal ones (``stepsize=h``) aren't, and the memory doesn't grow at all.
 
@@ -123,9 +121,6 @@ class Reversible(AdjointMethod):
             stepping, stepper=CoupledStepper(stepping.stepper, self.l), record=True
         )
 
-    def tangent(self, problem: Problem, args: Any, out: Record, dargs: Any) -> Record:
-        return tangent_of_steps(problem, args, out, dargs)
-
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
@@ -138,7 +133,8 @@ class Reversible(AdjointMethod):
             t, h = step_times(ts, place)
             c_y = c_y + jnp.where(end >= 1, g.ys[k + 1], 0)
             y, z, step, c_z = stepper.step_back(F, t, h, y1, z1, params, c_y, c_z)
-            g_ts = add_time_gradient(g_ts, place, step.t, step.h)
+            if problem.moving:
+                g_ts = add_time_gradient(g_ts, place, step.t, step.h)
             return y, z, step.y, c_z, g_ts, jax.tree.map(jnp.add, g_params, step.p)
 
         zeros = jax.tree.map(jnp.zeros_like, (y0, y0, ts, params))

@@ -7,6 +7,7 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import optimistix
 from diffrax._root_finder import use_stepsize_tol
 from jaxtyping import PyTree
@@ -93,6 +94,7 @@ def solve(
 
     Source: the steps are P. Kidger's diffrax (arXiv:2202.02435), on real and imaginary parts.
     """
+    moving = any(map(is_traced, jax.tree.leaves(ts)))
     y0 = as_state("y0", y0)
     layout = Layout.of(y0)
     ts = as_times(ts, layout.dtype)
@@ -119,7 +121,7 @@ def solve(
         stepper, controller, max_steps=max_steps, meter=progress or diffrax.NoProgressMeter()
     )
     stepping = adjoint.prepare(stepping, dense)
-    static = Static((stepping, adjoint, dense, throw))
+    static = Static((stepping, adjoint, dense, throw, moving))
     solution, failure = solve_with((f, event, cost), y0, ts, as_params(args), static)
     if throw:
         return raise_if(solution, ~solution.success, _error, *failure)

@@ -40,7 +40,8 @@ class Step(NamedTuple):
     - `y`: the state after it; `error`: an estimate of its error, None where there is none.
     - `carry`: what the next step starts from beside y.
     - `good`: whether the equations of an implicit step were solved.
-    - `stages`: (c_i, b_i, Y_i) for each stage with b_i != 0: nodes, weights and states of a quadrature.
+    - `stages`: (t, b, Y), stacked, of the stages with b_i != 0: the times (or places, see `ExplicitStepper`),
+      weights and states of a quadrature.
     - `dense`: what diffrax's interpolation of the solver needs.
     """
 
@@ -48,7 +49,7 @@ class Step(NamedTuple):
     error: Float[Array, " N"] | None
     carry: Any
     good: Bool[Array, ""]
-    stages: list[tuple[float, float, Float[Array, " N"]]]
+    stages: tuple[PyTree[Array], Float[Array, " S"], Float[Array, "S N"]]
     dense: dict[str, Any]
 
 
@@ -61,11 +62,20 @@ class StepAdjoint(NamedTuple):
     h: Real[Array, ""]
 
 
+def _themselves(ts: Any) -> Any:
+    return ts
+
+
 @dataclasses.dataclass(frozen=True)
 class ExplicitStepper:
-    """An explicit Runge-Kutta method, its stages written out."""
+    """An explicit Runge-Kutta method, its stages written out.
+
+    `places` makes of the times of a step's stages, stacked, what F gets in their place, stacked: a time with
+    what is known at that time, found for all stages at once.
+    """
 
     solver: diffrax.AbstractERK
+    places: Callable[[Any], Any] = _themselves
 
     @property
     def tableau(self) -> diffrax.ButcherTableau:
@@ -81,20 +91,23 @@ class ExplicitStepper:
         return isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
 
     def init(self, F: Field, t: Any, y: Any, p: Any) -> Any:
-        return F(_stage_time(t, jnp.ones_like(t), 0.0), y, p)
+        return F(_pick(self.places(_stage_times(t, jnp.ones_like(t), [0.0])), 0), y, p)
 
     def restart(self, F: Field, t: Any, y: Any, p: Any, carry: Any) -> Any:
         """The carry where F may have jumped."""
         return self.init(F, t, y, p)
 
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
+        """A step; a carry of None, the slope at its beginning, is found here."""
         tab = self.tableau
-        Ys, ks = self._stages(F, t, h, y, p, tab.num_stages, carry)
+        times = _stage_times(t, h, _nodes(tab))
+        at = self.places(times if tab.fsal else jnp.append(times, t + h))
+        Ys, ks = self._stages(F, at, h, y, p, tab.num_stages, carry)
         y1 = Ys[-1] if tab.fsal else y + h * _combine(tab.b_sol, ks)
         error = h * _combine(tab.b_error, ks) if self.has_error else None
-        carry = ks[-1] if tab.fsal else _slope(F, t + h, y1, p, h)
+        carry = ks[-1] if tab.fsal else _slope(F, at, -1, y1, p, h)
         dense = dict(y0=y, y1=y1, k=h * jnp.stack(ks))
-        return Step(y1, error, carry, jnp.asarray(True), _stages(tab, Ys), dense)
+        return Step(y1, error, carry, jnp.asarray(True), _stages(at, tab.b_sol, Ys), dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
         return self.increment(F, t, h, y, p)[1](mu)
@@ -107,19 +120,23 @@ class ExplicitStepper:
         count = tab.num_stages
         while tab.b_sol[count - 1] == 0:  # stages that only the error estimate or the next step use
             count -= 1
-        Ys, ks = self._stages(F, t, h, y, p, count, _slope(F, _stage_time(t, h, 0.0), y, p, h))
+        at = self.places(_stage_times(t, h, _nodes(tab)[:count]))
+        Ys, ks = self._stages(F, at, h, y, p, count, None)
 
         def pull(i, l):
-            return _slope_back(F, _stage_time(t, h, _nodes(tab)[i]), Ys[i], p, l, h)
+            return l, _slope_back(F, at, i, Ys[i], p, l, h)
 
-        return h * _combine(tab.b_sol, ks), lambda mu: _stages_back(tab, count, h, mu, ks, pull)
+        def back(mu):
+            return _stages_back(F, tab, at, Ys, ks, p, h, mu, pull)
 
-    def _stages(self, F, t, h, y, p, count, first):
-        """States and slopes of the first `count` stages; `first` is the slope of the first."""
-        tab, Ys, ks = self.tableau, [y], [first]
+        return h * _combine(tab.b_sol, ks), back
+
+    def _stages(self, F, at, h, y, p, count, first):
+        """States and slopes of the first `count` stages; `first` is the slope of the first, if known."""
+        tab, Ys, ks = self.tableau, [y], [_slope(F, at, 0, y, p, h) if first is None else first]
         for i in range(1, count):
             Ys.append(y + h * _combine(tab.a_lower[i - 1], ks))
-            ks.append(_slope(F, _stage_time(t, h, _nodes(tab)[i]), Ys[-1], p, h))
+            ks.append(_slope(F, at, i, Ys[-1], p, h))
         return Ys, ks
 
 
@@ -128,6 +145,7 @@ class DiffraxStepper:
     """Any solver of diffrax for ordinary differential equations, through its own `step`."""
 
     solver: Any
+    places: Callable[[Any], Any] = _themselves  # see ExplicitStepper
 
     @property
     def tableau(self) -> diffrax.ButcherTableau | None:
@@ -140,20 +158,21 @@ class DiffraxStepper:
         return self.tableau.num_stages if self.tableau is not None else 1
 
     def init(self, F: Field, t: Any, y: Any, p: Any) -> Any:
-        return self.solver.init(diffrax.ODETerm(F), t, t + 1, y, p)
+        return self.solver.init(self._term(F), t, t + 1, y, p)
 
     def restart(self, F: Field, t: Any, y: Any, p: Any, carry: Any) -> Any:
         return self.init(F, t, y, p)
 
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
         y1, error, dense, carry, result = self.solver.step(
-            diffrax.ODETerm(F), t, t + h, y, p, carry, jnp.asarray(False)
+            self._term(F), t, t + h, y, p, carry, jnp.asarray(False)
         )
         tab = self.tableau
         if tab is None:  # the trapezoidal rule
-            stages = [(0.0, 0.5, y), (1.0, 0.5, y1)]
+            nodes, weights, Ys = [0.0, 1.0], np.array([0.5, 0.5]), [y, y1]
         else:
-            stages = _stages(tab, _stage_states(tab, y, dense["k"]))
+            nodes, weights, Ys = _nodes(tab), tab.b_sol, _stage_states(tab, y, dense["k"])
+        stages = _stages(self._places(t, h, nodes), weights, Ys)
         return Step(y1, error, carry, result == diffrax.RESULTS.successful, stages, dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
@@ -161,17 +180,25 @@ class DiffraxStepper:
         assert tab is not None, "only for Runge-Kutta methods"
         dense = self.step(F, t, h, y, p, self.init(F, t, y, p)).dense
         Ys = _stage_states(tab, y, dense["k"])
-        diagonal = _diagonal(tab)
+        diagonal, at = _diagonal(tab), self._places(t, h, _nodes(tab))
 
         def pull(i, l):
-            t_i = t + _nodes(tab)[i] * h
+            stage = lambda Y: F(_pick(at, i), Y, p)
             if diagonal[i]:
-                J = jax.jacfwd(lambda Y: F(t_i, Y, p))(Ys[i])
+                J = jax.jacfwd(stage)(Ys[i])
                 l = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - h * diagonal[i] * J).T, l)
-            return pull_back(F, t_i, Ys[i], p)[1](l)
+            return l, pull_back(stage, Ys[i])[1](l)[0]
 
         K = dense["k"] / jnp.where(h == 0, 1, h)
-        return _stages_back(tab, tab.num_stages, h, mu, K, pull)
+        return _stages_back(F, tab, at, Ys, K, p, h, mu, pull)
+
+    def _places(self, t, h, nodes):
+        return self.places(t + h * jnp.asarray(nodes, h.dtype))
+
+    def _term(self, F):
+        """F for diffrax, which knows of times alone."""
+        at = lambda t: _pick(self.places(jnp.asarray(t)[None]), 0)
+        return diffrax.ODETerm(lambda t, y, p: F(at(t), y, p))
 
 
 def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
@@ -191,41 +218,58 @@ def interpolate(solver: Any, t0: Any, t1: Any, dense: dict[str, Any]) -> Any:
     return solver.interpolation_cls(t0=t0, t1=t1, **dense)
 
 
-def _stages_back(tab, count, h, mu, K, pull) -> StepAdjoint:
-    """The stages backward, from their slopes K; ``pull(i, l)`` is (s_i, m_i, p_i).
+def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
+    """The stages backward, from their times, states and slopes; ``pull(i, l)`` is (l_i, m_i).
 
     The length of the step moves y+ by ``sum_i <k_i, l_i> / h``, beside the times of the stages.
     """
-    ms: dict[int, Any] = {}
-    g_p, g_t, g_c, along = None, jnp.zeros_like(h), jnp.zeros_like(h), jnp.zeros_like(mu)
-    diagonal = _diagonal(tab)
+    count, diagonal = len(Ys), _diagonal(tab)
+    ls, ms = [mu] * count, [mu] * count
+    along = jnp.zeros_like(mu)
     for i in reversed(range(count)):
         later = range(i + 1, count)
         l = _combine([tab.b_sol[i], *(_a(tab, j, i) for j in later)], [mu, *(ms[j] for j in later)])
-        s_i, ms[i], p_i = pull(i, h * l)
+        ls[i], ms[i] = pull(i, h * l)
         # What an implicit stage adds: h a_ii k_i moves Y_i.
-        along = along + K[i] * (l + float(diagonal[i]) * ms[i] if diagonal[i] else l)
-        g_p = p_i if g_p is None else jax.tree.map(jnp.add, g_p, p_i)
-        g_t, g_c = g_t + s_i, g_c + _nodes(tab)[i] * s_i
-    return StepAdjoint(sum(ms.values(), mu), g_p, g_t, jnp.sum(along) + g_c)
+        along = along + ks[i] * (l + float(diagonal[i]) * ms[i] if diagonal[i] else l)
+    rows = lambda *operands: pull_params(F, *operands)
+    g_at, g_p = apart(h, rows, at, jnp.stack(Ys), p, jnp.stack(ls))
+    g_c = jnp.sum(jnp.asarray(_nodes(tab)[:count], h.dtype) * g_at)
+    return StepAdjoint(sum(ms, mu), g_p, jnp.sum(g_at), jnp.sum(along) + g_c)
 
 
-def _slope(F, t, y, p, h):
-    """F(t, y, p), compiled apart from what makes y and what uses the result.
+def pull_params(F: Field, at: Any, Ys: Any, p: Any, ls: Any) -> tuple[Any, Any]:
+    """The gradients of ``sum_i <l_i, F(t_i, Y_i, p)>`` in the times and in p, of all stages at once."""
+    return pull_back(lambda at, p: jax.vmap(F, (0, 0, None))(at, Ys, p), at, p)[1](ls)
 
-    Fused with them, as XLA would on a CPU, everything is computed anew for each entry that F reads: a
+
+def apart(h: Any, fn: Callable[..., Any], *operands: Any) -> Any:
+    """``fn(*operands)``, compiled apart from what makes the operands and what uses the result.
+
+    Fused with them, as XLA would on a CPU, everything is computed anew for each entry that fn reads: a
     difference quotient on a grid took four times as long. A choice is not fused into; this one is NaN where
-    the step h of the stage is.
+    the step h is.
     """
-    nan = lambda t, y, p: jnp.full_like(y, jnp.nan)
-    return jax.lax.cond(h == h, F, nan, t, y, p)
+
+    def nan(*operands):
+        shapes = jax.eval_shape(fn, *operands)
+        return jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), shapes)
+
+    return jax.lax.cond(h == h, fn, nan, *operands)
 
 
-def _slope_back(F, t, y, p, l, h):
-    """The adjoint of F's derivative, applied to l; also apart."""
-    back = lambda t, y, p, l: pull_back(F, t, y, p)[1](l)
-    nan = lambda t, y, p, l: jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), (t, y, p))
-    return jax.lax.cond(h == h, back, nan, t, y, p, l)
+def _pick(at, i):
+    return jax.tree.map(lambda a: a[i], at)
+
+
+def _slope(F, at, i, y, p, h):
+    return apart(h, lambda at, y, p: F(_pick(at, i), y, p), at, y, p)
+
+
+def _slope_back(F, at, i, y, p, l, h):
+    """The adjoint of F's derivative in y, applied to l."""
+    back = lambda at, y, p, l: pull_back(lambda y: F(_pick(at, i), y, p), y)[1](l)[0]
+    return apart(h, back, at, y, p, l)
 
 
 def _nodes(tab):
@@ -254,19 +298,22 @@ def _stage_states(tab, y, ks):
     return [y + _combine(row, list(ks)) for row in rows]
 
 
-def _stages(tab, Ys):
-    return [(c, float(b), Y) for c, b, Y in zip(_nodes(tab), tab.b_sol, Ys, strict=True) if b != 0]
+def _stages(at, weights, Ys):
+    some = np.flatnonzero(weights)
+    runs = np.split(some, np.flatnonzero(np.diff(some) > 1) + 1)  # slices are faster than a gather
+    pick = lambda a: jnp.concatenate([a[run[0] : run[-1] + 1] for run in runs])
+    b = jnp.asarray([float(weights[i]) for i in some], Ys[0].dtype)
+    return jax.tree.map(pick, at), b, jnp.stack([Ys[i] for i in some])
 
 
-def _stage_time(t, h, c):
+def _stage_times(t, h, nodes):
     """t + c h, but never the very ends of a step: F may jump there, and belongs to the inside.
 
     Not within the rounding of t / dt either, by which an F may look up where it is.
     """
-    if c not in (0.0, 1.0):
-        return t + c * h
-    exact = t + c * h
-    still, other_end = jax.lax.stop_gradient((exact, t + (1 - c) * h))
-    least = 8 * jnp.finfo(still.dtype).eps * jnp.maximum(jnp.abs(still), jnp.abs(other_end))
-    length = other_end - still
-    return exact + jnp.sign(length) * jnp.minimum(least, jnp.abs(length) / 8)
+    inward = jnp.asarray([{0.0: 1.0, 1.0: -1.0}.get(c, 0.0) for c in nodes], h.dtype)
+    begin, end = jax.lax.stop_gradient((t, t + h))
+    least = 8 * jnp.finfo(h.dtype).eps * jnp.maximum(jnp.abs(begin), jnp.abs(end))
+    length = end - begin
+    shift = jnp.sign(length) * jnp.minimum(least, jnp.abs(length) / 8)
+    return t + h * jnp.asarray(nodes, h.dtype) + shift * inward
