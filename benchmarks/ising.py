@@ -20,6 +20,7 @@ from benchmarks._harness import (
     decades,
     jax_program,
 )
+from benchmarks._qutip import options, with_differences
 
 SLICES = 100
 DT = 0.2
@@ -255,6 +256,27 @@ def _scan_chebyshev(problem: Instance, _: None) -> Program:
     return _jax(lambda u: jax.lax.scan(step, jnp.asarray(problem.psi0), u.T)[0], problem)
 
 
+def _qutip(problem: Instance, tolerance: float) -> Program:
+    import qutip
+
+    n = problem.spins
+    flips = np.stack([sum_x(row, n) for row in np.eye(2**n, dtype=complex)])
+    drift, x, z = (
+        qutip.Qobj(m).to("CSR") for m in (np.diag(problem.zz), flips, np.diag(problem.z))
+    )
+    psi0 = qutip.Qobj(problem.psi0[:, None])
+
+    def final_state(u):
+        last = u[:, -1:]  # of the samples at all edges, each holds until the next
+        u_x, u_z = np.concatenate([u, last], axis=1)
+        H = qutip.QobjEvo([drift, [x, u_x], [z, u_z]], tlist=EDGES, order=0)
+        result = qutip.sesolve(H, psi0, EDGES[[0, -1]], options=options(tolerance, DT))
+        return result.final_state.full()[:, 0]
+
+    loss = lambda state: 1 - abs(np.vdot(problem.target, state)) ** 2
+    return with_differences(final_state, loss, problem.amplitudes)
+
+
 TOLERANCES = decades(-7, -13)
 
 PROBLEM = Problem(
@@ -272,5 +294,6 @@ PROBLEM = Problem(
         "diffrax-tsit5-slices": Method(_diffrax_slices("Tsit5"), ("diffrax",), TOLERANCES),
         "dynamiqs-tsit5": Method(_dynamiqs, ("dynamiqs",), TOLERANCES),
         "jax-scan-chebyshev": Method(_scan_chebyshev, ("jax",)),
+        "qutip-differences": Method(_qutip, ("qutip",), TOLERANCES),
     },
 )

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import expm, expm_frechet
 
 from benchmarks._harness import Build, Method, Problem, Program, Reference, decades, jax_program
+from benchmarks._qutip import options, with_differences
 
 CAVITY = 4
 A = np.kron(np.diag([1.0], 1), np.eye(CAVITY))  # the qubit's lowering operator
@@ -170,6 +171,24 @@ def _diffrax(instance: Instance, tolerance: float | None) -> Program:
     return _jax(final_state, instance)
 
 
+def _qutip(instance: Instance, tolerance: float) -> Program:
+    import qutip
+
+    drift, x, y = (qutip.Qobj(matrix) for matrix in (H0, X, Y))
+    jumps = [qutip.Qobj(L) for L in JUMPS]
+    rho0 = qutip.Qobj(np.outer(instance.psi0, instance.psi0.conj()))
+
+    def final_state(u):
+        last = u[:, -1:]  # of the samples at all edges, each holds until the next
+        u_x, u_y = np.concatenate([u, last], axis=1)
+        H = qutip.QobjEvo([drift, [x, u_x], [y, u_y]], tlist=instance.edges, order=0)
+        ends, how = instance.edges[[0, -1]], options(tolerance, DT)
+        return qutip.mesolve(H, rho0, ends, jumps, options=how).final_state.full()
+
+    loss = lambda rho: 1 - (instance.target.conj() @ rho @ instance.target).real
+    return with_differences(final_state, loss, instance.amplitudes)
+
+
 TOLERANCES = decades(-6, -13)
 
 PROBLEM = Problem(
@@ -191,5 +210,6 @@ PROBLEM = Problem(
             _dynamiqs("Dopri8", "BackwardCheckpointed"), ("dynamiqs",), TOLERANCES
         ),
         "diffrax-dopri8-slices": Method(_diffrax, ("diffrax",), TOLERANCES),
+        "qutip-differences": Method(_qutip, ("qutip",), TOLERANCES),
     },
 )

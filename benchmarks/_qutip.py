@@ -1,0 +1,50 @@
+"""QuTiP, which has no gradients of these solves: central differences of its loss in each parameter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks._harness import Program, Ready
+
+# The error of a difference is about h^2 and tolerance / h.
+STEP = 1e-4
+
+
+def options(tolerance: float, slice_length: float) -> dict[str, Any]:
+    """The options of a solve: no step is longer than a slice, or pulses would be overlooked."""
+    return {
+        "method": "dop853",
+        "rtol": tolerance,
+        "atol": tolerance,
+        "max_step": slice_length,
+        "nsteps": 10**6,
+        "progress_bar": "",
+        "store_final_state": True,
+        "store_states": False,
+    }
+
+
+def with_differences(
+    final_state: Callable[[np.ndarray], np.ndarray],
+    loss: Callable[[np.ndarray], float],
+    parameters: np.ndarray,
+) -> Program:
+    """The `Program` of a NumPy function, whose gradient takes two solves for each parameter."""
+
+    def forward():
+        state = final_state(parameters)
+        return loss(state), state
+
+    def gradient():
+        slope = np.empty_like(parameters)
+        for place in np.ndindex(parameters.shape):
+            values = []
+            for sign in (1, -1):
+                moved = parameters.copy()
+                moved[place] += sign * STEP
+                values.append(loss(final_state(moved)))
+            slope[place] = (values[0] - values[1]) / (2 * STEP)
+        return loss(final_state(parameters)), slope
+
+    return Program(lambda: Ready(forward), lambda: Ready(gradient))
