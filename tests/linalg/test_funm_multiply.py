@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import scipy.sparse
 
 from cdiffeq.linalg import funm, funm_multiply
+from cdiffeq.linalg._funm import with_parameters
+from cdiffeq.linalg._funm_multiply import Problem, derivative, gradients
+from cdiffeq.linalg._operator import as_operator
 from cdiffeq.testing import check_rule
 from tests.linalg.common import DTYPES, quick_jit, random_array
 
@@ -101,6 +105,52 @@ def test_derivatives_in_spaces_smaller_than_the_matrix():
     got, expected = (quick_jit(lambda of=of: derivatives(of))() for of in (ours, products))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max())
+
+
+@pytest.mark.slow
+def test_the_rules_in_directions_that_move():
+    """D y [d] and its gradients as functions of d, too, as third derivatives meet them."""
+    rng, n = np.random.default_rng(8), 60
+    f, f_params, others = with_parameters("f", lambda x: 1j * x + x**3, np.complex128)
+    fixed = eqx.partition(as_operator("A", np.eye(n)), eqx.is_inexact_array)[1]
+    problem = Problem(f, others, fixed, 5)
+
+    def made(A, v):
+        return eqx.partition(as_operator("A", A), eqx.is_inexact_array)[0], f_params, v
+
+    random = lambda: made(random_array(rng, n, n), random_array(rng, n))
+    point, d, dpoint, dd = made(hermitian(n), random_array(rng, n)), random(), random(), random()
+    g, dg, u = random_array(rng, n), random_array(rng, n), (random(), (random(),))
+
+    def value(point):
+        (A,), v = jax.tree.leaves(point[0]), point[2]
+        H = (A + jnp.conj(A.T)) / 2
+        return 1j * (H @ v) + H @ (H @ (H @ v))
+
+    push = lambda point, d: jax.jvp(value, (point,), (d,))[1]
+
+    def pull(point, d, g):
+        conj = lambda tree: jax.tree.map(jnp.conj, tree)
+        by_point, by_d = conj(jax.vjp(push, point, d)[1](jnp.conj(g)))
+        return by_point, (by_d,)
+
+    def rules():
+        args, dargs = (problem, point, (d,)), (None, dpoint, (dd,))
+        return (
+            derivative.tangent(args, None, dargs),
+            gradients.tangent((*args, g), None, (*dargs, dg)),
+            gradients.adjoint((*args, g), None, u),
+        )
+
+    moved, moved_gradients, back = quick_jit(rules)()
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max())
+    close(moved, jax.jvp(push, (point, d), (dpoint, dd))[1])
+    expected = jax.jvp(pull, (point, d, g), (dpoint, dd, dg))[1]
+    jax.tree.map(close, moved_gradients, expected)
+    pairing = lambda a, b: sum(
+        np.vdot(x, y).real for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    close(pairing(back, (dpoint, (dd,), dg)), pairing(u, expected))
 
 
 @pytest.mark.slow

@@ -454,7 +454,7 @@ def test_a_singular_matrix_is_an_error(name: str):
 
 def test_the_residual_of_a_solution_that_is_all_rounding():
     # Of a solution of size 1e16 it is small by cancellation alone.
-    A, b = factorize(_singular("LU"), L.LU()), np.ones(N)
+    A, b = factorize(_singular("LU"), L.LU()), np.arange(1.0, N + 1)
     for solve_with in (A.solve, A.solve_conjugate_transposed):
         _, report = solve_with(b, throw=False)
         assert report.code == _solver.Code.SINGULAR and 0 < report.residual < 10
