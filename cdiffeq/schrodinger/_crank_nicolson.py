@@ -132,7 +132,7 @@ class CayleySteps(Stepper):
             breach = jnp.where(_is_hermitian(B), breach, 0)
         return psi, psi[None], breach
 
-    def backward(self, params, fixed, x, psi, lam, jumps):
+    def backward(self, params, fixed, x, psi, lam, jumps, g_params):
         lam = lam + jumps[0]
         rows = lambda params, x: self._rows(params, fixed, x)
         B, pull = pull_back(rows, params, first(x))
@@ -145,7 +145,8 @@ class CayleySteps(Stepper):
         else:
             z, w = solve_band(C, psi), solve_band(Ch, lam)
         product = pull_back(lambda B: Band(B).mm(z), B)[1]
-        g_params, g_x = pull(product(1j * w)[0])
+        more, g_x = pull(product(1j * w)[0])
+        g_params = jax.tree.map(jnp.add, g_params, more)
         return psi, 2 * w - lam, g_params, jax.tree.map(lambda a: a[None], g_x)
 
     def _rows(self, params, fixed, x):

@@ -167,7 +167,7 @@ class ChebyshevSteps(Stepper):
         psi, kept = jax.lax.fori_loop(0, exponents.many, apply, (psi, jnp.asarray(True)))
         return psi, psi[None], _breach(kept, psi)
 
-    def backward(self, params, fixed, x, psi, lam, jumps):
+    def backward(self, params, fixed, x, psi, lam, jumps, g_params):
         arrays, known, table = fixed
         x = first(x)
         exponents = self.exponents(params, arrays, x)
@@ -187,8 +187,7 @@ class ChebyshevSteps(Stepper):
                 return exponential_march(B.mm, pull, gradient, psi, lam, plan, march)
             return exponential_back(B.mm, pull, gradient, psi, lam, plan, table)
 
-        zeros = jax.tree.map(jnp.zeros_like, (params, x))
-        state = psi, lam + jumps[0], zeros
+        state = psi, lam + jumps[0], (g_params, jax.tree.map(jnp.zeros_like, x))
         psi, lam, (g_params, g_x) = jax.lax.fori_loop(0, exponents.many, back, state)
         return psi, lam, g_params, jax.tree.map(lambda a: a[None], g_x)
 
@@ -213,7 +212,7 @@ class KrylovSteps(Stepper):
         kept = ~jnp.isfinite(size) | (jnp.abs(now - size) <= allowed * size)
         return psi, psi[None], _breach(kept, psi)
 
-    def backward(self, params, fixed, x, psi, lam, jumps):
+    def backward(self, params, fixed, x, psi, lam, jumps, g_params):
         x = first(x)
         exponents = self.exponents(params, fixed, x)
         s = exponents.many
@@ -231,8 +230,7 @@ class KrylovSteps(Stepper):
             *more, lam = pull_back(program, params, x, psi)[1](lam)
             return psi, lam, jax.tree.map(jnp.add, gradient, tuple(more))
 
-        zeros = jax.tree.map(jnp.zeros_like, (params, x))
-        state = psi, lam + jumps[0], zeros
+        state = psi, lam + jumps[0], (g_params, jax.tree.map(jnp.zeros_like, x))
         psi, lam, (g_params, g_x) = jax.lax.fori_loop(0, s, back, state)
         return psi, lam, g_params, jax.tree.map(lambda a: a[None], g_x)
 

@@ -70,8 +70,10 @@ class Stepper:
         psi: Inexact[Array, "n batch"],
         lam: Inexact[Array, "n batch"],
         jumps: Inexact[Array, "block n batch"],
+        g_params: Any,
     ) -> tuple[Inexact[Array, "n batch"], Inexact[Array, "n batch"], Any, Any]:
-        """The state and the costate before a block, and the gradients of the params and of x.
+        """The state and the costate before a block, `g_params` plus the gradient of the params that the
+        block adds, and the gradient of x.
 
         `psi` is the state after the block where steps are unitary, and before it where they aren't; `lam`
         is the costate after it, without `jumps`, what it gains after each step."""
@@ -101,12 +103,13 @@ class Product(Stepper):
         never = jnp.asarray(jnp.inf, psi.real.dtype)
         return psis[-1], ends, _first_breach(X, self) if self.unitary else never
 
-    def backward(self, params, fixed, x, psi, lam, jumps):
+    def backward(self, params, fixed, x, psi, lam, jumps, g_params):
         exponents = lambda params, x: _exponents(self, params, fixed, x)
         X, pull = pull_back(exponents, params, x)
         exp = exponential(X, self.unitary)
         befores, lams, psi, lam = _apply_all_back(exp.value, psi, lam, jumps, self)
-        return psi, lam, *pull(exp.adjoint_outer(lams, befores))
+        more, g_x = pull(exp.adjoint_outer(lams, befores))
+        return psi, lam, jax.tree.map(jnp.add, g_params, more), g_x
 
 
 @adjoint_rule(nondiff=("fixed", "slots", "blocks", "stepper", "meter_state"))
@@ -122,23 +125,26 @@ def propagate(
 ) -> tuple[Inexact[Array, "saves n batch"], Real[Array, ""]]:
     """The saved states, and the number of the first step that isn't unitary though it should be.
 
-    `slots[m]` is where the state after step m is saved, or `saves` where it isn't; `blocks` is how many
-    blocks of steps are run; `fixed` is what the stepper needs beside its parameters.
+    `slots[m]` is where the state after step m is saved, or `saves` where it isn't; the last slot is for that
+    after all steps. `blocks` is how many blocks of steps are run; `fixed` is what the stepper needs beside
+    its parameters.
     """
+    last = stepper.saves - 1  # not kept twice
 
     def run(b, state):
         psi, saved, breach, meter_state = state
         psi, ends, first = stepper.forward(params, fixed, _block(xs, b, stepper), psi)
-        saved = saved.at[_block(slots, b, stepper)].set(ends, mode="drop")
+        if last:
+            saved = saved.at[_block(slots, b, stepper)].set(ends, mode="drop")
         if stepper.unitary:
             breach = jnp.minimum(breach, b * stepper.block + first)
         meter_state = stepper.meter.step(meter_state, (b + 1) / blocks)
         return psi, saved, breach, meter_state
 
-    saved = jnp.zeros((stepper.saves, *psi.shape), psi.dtype)
+    saved = jnp.zeros((last, *psi.shape), psi.dtype)
     breach = jnp.asarray(jnp.inf, psi.real.dtype)
-    _, saved, breach, _ = jax.lax.fori_loop(0, blocks, run, (psi, saved, breach, meter_state))
-    return saved, breach
+    psi, saved, breach, _ = jax.lax.fori_loop(0, blocks, run, (psi, saved, breach, meter_state))
+    return jnp.concatenate([saved, psi[None]]), breach
 
 
 @propagate.def_tangent
@@ -163,13 +169,14 @@ def _adjoint(args, out, g):
     def run_back(b, psi, state):
         """One block backward; psi is its final state where steps are unitary, else its initial one."""
         lam, g_params, g_xs = state
-        jumps = g_saved.at[_block(slots, b, stepper)].get(mode="fill", fill_value=0)
+        jumps = jnp.zeros((stepper.block, *lam.shape), lam.dtype)
+        if stepper.saves > 1:
+            jumps = g_saved[:-1].at[_block(slots, b, stepper)].get(mode="fill", fill_value=0)
         x = _block(xs, b, stepper)
-        psi, lam, g_p, g_x = stepper.backward(params, fixed, x, psi, lam, jumps)
-        g_params = jax.tree.map(jnp.add, g_params, g_p)
+        psi, lam, g_params, g_x = stepper.backward(params, fixed, x, psi, lam, jumps, g_params)
         return psi, (lam, g_params, _set_block(g_xs, g_x, b, stepper))
 
-    state = zeros((psi, params, xs))
+    state = (g_saved[-1] + lost, *zeros((params, xs)))
     if stepper.unitary:
 
         def back(i, carry):

@@ -184,8 +184,11 @@ def _solve(
     """The solve, and what goes into the message if it failed: (code, time, steps tried)."""
     *batch, n = psi0.shape
     psi = psi0.reshape(-1, n).T
-    saves = len(ts)
+    # The initial state isn't kept among what is saved, where it would take memory there and back.
+    given = 1 if len(ts) > 1 else 0
+    saves = len(ts) - given
     grid = make_grid(H, ts, pins)
+    grid = grid._replace(slots=jnp.where(grid.slots < given, saves, grid.slots - given))
     make: Any = make_large_steps if isinstance(method, Large) else _dense_steps
     params, fixed, plan = make(H, method, psi.dtype, grid, hermitian, moving)
     meter_state = meter.init()
@@ -220,7 +223,8 @@ def _solve(
     saved, breach = propagate(params, xs, psi, fixed, slots, blocks, stepper, meter_state)
     meter.close(jax.lax.optimization_barrier((meter_state, breach))[0])
 
-    states = jnp.swapaxes(saved, 1, 2).reshape(saves, *batch, n)
+    shaped = lambda psis: jnp.swapaxes(psis, 1, 2).reshape(len(psis), *batch, n)
+    states = jnp.concatenate([shaped(psi[None, :, :]), shaped(saved)]) if given else shaped(saved)
     expects = _expectations(ops, states)
     code, time = _diagnose(H, ts, states, expects, breach, xs, finished, reached)
     exponentials = plan.exponentials * (accepted + 3 * attempts)

@@ -203,7 +203,7 @@ class SplitSteps(Stepper):
         breach = jnp.where(real, jnp.inf, 0).astype(psi.real.dtype)
         return psi, psi[None], breach
 
-    def backward(self, params, fixed, x, psi, lam, jumps):
+    def backward(self, params, fixed, x, psi, lam, jumps, g_params):
         (theta, tau), potentials, T = self._read(params, fixed, x)
         drifts = _drifts(tau, T)
         batch = psi.shape[1]
@@ -214,7 +214,8 @@ class SplitSteps(Stepper):
         pair = lambda rows, k: (rows[:batch], rows[batch:]) if afters is None else (afters[k], rows)
         V = jnp.stack(potentials).reshape(len(potentials), -1)
         of_kicks, of_drifts = [], []
-        g_V, g_T = self._no_gradient(params)
+        g_V, g_T, *g_functions = g_params
+        g_V = list(g_V)
         for i in reversed(range(len(theta))):
             g_kick = _slope(*pair(rows, 2 * i), self.unitary)
             of_kicks.append(jnp.conj(V) @ g_kick)
@@ -235,7 +236,8 @@ class SplitSteps(Stepper):
         g_theta, g_tau = jnp.stack(of_kicks[::-1]), jnp.stack(of_drifts[::-1])
         g_theta = g_theta if jnp.iscomplexobj(theta) else g_theta.real
         pull = pull_back(lambda f, x: self.factors(f, fixed, x), params[2:], first(x))[1]
-        g_functions, g_x = pull((g_theta.astype(theta.dtype), g_tau.astype(tau.dtype)))
+        more, g_x = pull((g_theta.astype(theta.dtype), g_tau.astype(tau.dtype)))
+        g_functions = jax.tree.map(jnp.add, tuple(g_functions), more)
         flat = lambda waves: waves.reshape(batch, -1).T
         g_x = jax.tree.map(lambda a: a[None], g_x)
         psi, lam = (rows[:batch], rows[batch:]) if self.unitary else (psi, rows)
@@ -274,12 +276,6 @@ class SplitSteps(Stepper):
     def _waves(self, psi):
         """The states on the grid, whose axes are the last: that is where the transform takes them."""
         return psi.T.reshape(-1, *self.shape)
-
-    def _no_gradient(self, params):
-        moving, T, *_ = params
-        return [None if V is None else jnp.zeros_like(V) for V in moving], (
-            None if T is None else jnp.zeros_like(T)
-        )
 
 
 def _factor(phase: Array) -> Complex[Array, "1 ..."]:

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 import cdiffeq as cd
-from cdiffeq.linalg._band import as_band, bandwidth
+from cdiffeq.linalg._band import Band, as_band, bandwidth, solve_band
 from cdiffeq.linalg._operator import Dense
 from cdiffeq.testing import check_rule
 from tests.schrodinger.reference import integrated, random
@@ -52,6 +52,15 @@ def test_steps_are_cayley_transforms(A, B):
     np.testing.assert_allclose(
         np.linalg.norm(got, axis=-1), np.linalg.norm(psi0, axis=-1)[None].repeat(3, 0), rtol=1e-14
     )
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_rule_of_banded_systems(width: int):
+    rows = random(RNG, 2 * width + 1, N) + 4 * (np.arange(2 * width + 1)[:, None] == width)
+    A = Band(jnp.asarray(rows)).to_dense()
+    b = random(RNG, N, 2)
+    np.testing.assert_allclose(A @ solve_band(rows, b), b, atol=1e-13)
+    check_rule(jax.jit(lambda *args: solve_band(*args)), rows, b, key=jax.random.key(7))
 
 
 @pytest.mark.slow
