@@ -18,6 +18,7 @@ def arithmetic(z, A, x):
 def shapes(z, A, x):
     w = jnp.roll(z, 1).at[1:2].set(1j * z[:1])
     w = jnp.where(x > 0, w, jnp.stack([z, w])[1][::-1]) + jnp.pad(z[:-1], (0, 1))
+    w = w + (x + 0j + 1j)[::-1]  # a number fills what was zero
     zero = jnp.concatenate([jnp.zeros(2, z.dtype), x[2:] + 0j])
     return (
         jnp.cumsum(w)[None, :].T.reshape(-1)
