@@ -317,6 +317,7 @@ def ladder(p, q):
 @pytest.fixture
 def unformed(monkeypatch):
     monkeypatch.setattr("cdiffeq.schrodinger._mesolve.LARGEST_FORMED", 2)
+    monkeypatch.setattr("cdiffeq.schrodinger._lindblad_action._FEW", 0)
 
 
 @pytest.mark.slow
