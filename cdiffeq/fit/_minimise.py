@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+import scipy  # its submodules are loaded when they are used
 from jaxtyping import Array, PyTree
 
 from cdiffeq._arrays import as_params, as_state

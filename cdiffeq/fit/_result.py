@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # its submodules are loaded when they are used
 from jaxtyping import Float, PyTree
 
 from cdiffeq._flat import Layout
