@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from cdiffeq.ode._flow import Problem
-from cdiffeq.ode._march import Record, Stepping, grid_of, square_root, step_times
+from cdiffeq.ode._march import (
+    Record,
+    Stepping,
+    balanced_slots,
+    grid_of,
+    slot_of,
+    spacing,
+    step_times,
+    widest_spacing,
+)
 from cdiffeq.ode._method import AdjointMethod
 
 
@@ -26,12 +35,13 @@ class Discrete(AdjointMethod):
     where f is large and the solver implicit (a stage takes a dense factorization of the Jacobian, 2N for N
     complex numbers).
 
-    **Cost**: about two more forward solves; a vjp of f in y for each stage of each accepted step, and one in
-    the parameters for all stages of a step at once (by `jax.vmap` of f).
+    **Cost**: about two more forward solves, but one where there are no more than about sqrt(max_steps)
+    steps, whose states are all kept; a vjp of f in y for each stage of each accepted step, and one in the
+    parameters for all stages of a step at once (by `jax.vmap` of f).
     **Memory**: about 2 sqrt(max_steps) states, and one number for each of max_steps.
 
     Source: A. Sandu 2006, doi:10.1007/11758549_85; the checkpoints are those of A. Griewank 1992,
-    doi:10.1080/10556789208805505, at two levels.
+    doi:10.1080/10556789208805505, at two levels, made while the number of steps isn't known.
 
     >>> f = lambda t, z, w: 1j * w * z * jnp.abs(z) ** 2
     >>> loss = lambda w: cd.ode.solve(f, 1 + 0j, [0.0, 1.0], w, adjoint=cd.ode.Discrete()).ys[-1].real
@@ -47,12 +57,13 @@ class Discrete(AdjointMethod):
                 f"adjoint=Discrete() needs a Runge-Kutta solver with a tableau; {name} has none. Use "
                 "Interpolated() or Backsolve()."
             )
-        stride = 1 if dense else square_root(stepping.max_steps)
-        return dataclasses.replace(stepping, stride=stride, record=True)
+        slots = stepping.max_steps if dense else balanced_slots(stepping.max_steps)
+        return dataclasses.replace(stepping, slots=slots, record=True)
 
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
+        dense = problem.stepping.slots == problem.stepping.max_steps  # each state is an output, too
 
         def back(n, place, y, state):
             mu, g_ts, g_params = state
@@ -60,7 +71,7 @@ class Discrete(AdjointMethod):
             t, h = step_times(ts, place)
             mu = mu + jnp.where(end >= 1, g.ys[k + 1], 0)
             step = stepper.adjoint_step(F, t, h, y, params, mu)
-            mu = step.y + g.kept[n] if problem.stepping.stride == 1 else step.y
+            mu = step.y + g.kept[n] if dense else step.y
             if problem.moving:
                 g_ts = add_time_gradient(g_ts, place, step.t, step.h)
             return mu, g_ts, jax.tree.map(jnp.add, g_params, step.p)
@@ -84,18 +95,20 @@ def run_steps_back(
 ) -> Any:
     """``state = back(n, place, y, state)`` for each step of the record, from the last to the first.
 
-    `y` is the state before the step: kept every `stride` steps, and stepped to anew in between.
+    `y` is the state before the step: one of those that were kept, or stepped to anew from one.
     """
     y0, ts, params, fixed, _ = args
     stepping = problem.stepping
-    F, stepper, stride = problem.with_fixed(fixed), stepping.stepper, stepping.stride
+    F, stepper = problem.with_fixed(fixed), stepping.stepper
+    max_steps, slots = stepping.max_steps, stepping.slots
     grid = grid_of(ts, out, stepping)
     count = grid.total
+    stride = spacing(jnp.maximum(count - 1, 0), slots)
 
     def segment(i, state):
         first = ((count - 1) // stride - i) * stride
         last = jnp.minimum(first + stride, count)
-        y = out.kept[first // stride]
+        y = out.kept[slot_of(first, slots, max_steps)]
         t, _ = step_times(ts, grid.at(first))
 
         def again(n, carried):
@@ -111,9 +124,13 @@ def run_steps_back(
             )
             return done.y, carry, jax.lax.dynamic_update_index_in_dim(between, y, n - first, 0)
 
-        between = jnp.zeros((stride, len(y0)), y0.dtype)
-        carried = (y, stepper.init(F, t, y, params), between)
-        # The last step needs no stepping: only its initial state is asked for.
+        # The last step needs no stepping, only its initial state is asked for: where all states were kept,
+        # nothing is stepped.
+        start = lambda: stepper.init(F, t, y, params)
+        unused = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(start))
+        carry = jax.lax.cond(last - first > 1, start, unused)
+        between = jnp.zeros((widest_spacing(max_steps, slots), len(y0)), y0.dtype)
+        carried = (y, carry, between)
         y, _, between = jax.lax.fori_loop(first, last - 1, again, carried)
         between = jax.lax.dynamic_update_index_in_dim(between, y, last - 1 - first, 0)
 

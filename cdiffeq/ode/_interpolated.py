@@ -3,7 +3,6 @@ r"""The costate solved backward against the continuous solution."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from cdiffeq.ode._discrete import run_steps_back
 from cdiffeq.ode._flow import Problem, require
-from cdiffeq.ode._march import Code, Record, Report, Stepping, march, square_root, step_times
+from cdiffeq.ode._march import Code, Record, Report, Stepping, balanced_slots, march, step_times
 from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.ode._steppers import apart, interpolate, pull_params
 from cdiffeq.wirtinger._linear_map import pull_back
@@ -34,12 +33,13 @@ class Interpolated(AdjointMethod):
     doesn't want to. The gradient is as accurate as the tolerances say, not the exact derivative of the
     steps. **Don't use it** where the solver's interpolation is of low order (Euler: straight lines).
 
-    **Arguments**: `checkpoints`: how many states to keep; by default the square root of max_steps.
+    **Arguments**: `checkpoints`: how many states to keep at most; by default about the square root of
+    max_steps.
 
-    **Cost**: a forward solve between the checkpoints, one more for the interpolation, and the costate: at
-    least one step for each step forward, with a vjp of f in y for each stage, and one in the parameters for
-    all stages of a step at once. **Memory**: `checkpoints`
-    states, as many as there are steps between two of them, and one number for each of max_steps.
+    **Cost**: a forward solve between the checkpoints (none where all states could be kept), one more for the
+    interpolation, and the costate: at least one step for each step forward, with a vjp of f in y for each
+    stage, and one in the parameters for all stages of a step at once. **Memory**: `checkpoints` states, as
+    many as there are steps between two of them, and one number for each of max_steps.
 
     Source: the quadrature is that of C. Rackauckas's GaussAdjoint in SciMLSensitivity (arXiv:2001.04385).
 
@@ -53,14 +53,14 @@ class Interpolated(AdjointMethod):
 
     def prepare(self, stepping: Stepping, dense: bool) -> Stepping:
         """What the forward pass has to keep."""
-        stride = square_root(stepping.max_steps)
+        slots = balanced_slots(stepping.max_steps)
         if self.checkpoints is not None:
             if not isinstance(self.checkpoints, int) or self.checkpoints < 1:
                 raise ValueError(
                     f"checkpoints must be a positive integer, got {self.checkpoints!r}."
                 )
-            stride = math.ceil(stepping.max_steps / self.checkpoints)
-        return dataclasses.replace(stepping, stride=stride, record=True)
+            slots = max(1, self.checkpoints - self.checkpoints % 2)  # see `spacing`
+        return dataclasses.replace(stepping, slots=slots, record=True)
 
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args

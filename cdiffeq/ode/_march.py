@@ -74,7 +74,7 @@ class Record(NamedTuple):
     - `ys`: the states at the saved times.
     - `ends`: the fraction at which each step ends, zero where there is none (empty for equal steps).
     - `before`: how many steps lie before each saved time.
-    - `kept`: the state before every `stride`-th step.
+    - `kept`: the states before some of the steps, see `spacing`.
     - `last`: what of the stepper's carry is needed beside the last state to run backward.
     - `report`: see `Report`.
     """
@@ -103,7 +103,7 @@ class Stepping:
 
     - `stepper`: see `_steppers.py`; `controller`: a diffrax controller, or a float, the largest equal step.
     - `first`: the first step to try, or None. `max_steps`: the most steps tried.
-    - `stride`: a state is kept every so many steps, 0 for none. `record`: whether `ends` are kept.
+    - `slots`: how many states can be kept, see `spacing`. `record`: whether `ends` are kept.
     - `meter`: a progress meter of diffrax.
     """
 
@@ -111,7 +111,7 @@ class Stepping:
     controller: Any
     first: float | None = None
     max_steps: int = 4096
-    stride: int = 0
+    slots: int = 0
     record: bool = False
     meter: Any = dataclasses.field(default_factory=diffrax.NoProgressMeter)
 
@@ -119,19 +119,38 @@ class Stepping:
     def equal(self) -> bool:
         return isinstance(self.controller, float)
 
-    @property
-    def checkpoints(self) -> int:
-        return math.ceil(self.max_steps / self.stride) if self.stride else 0
-
     def bare(self) -> Stepping:
         """The same with nothing kept and nothing shown: for solves within a solve."""
         silent = diffrax.NoProgressMeter()
-        return dataclasses.replace(self, first=None, stride=0, record=False, meter=silent)
+        return dataclasses.replace(self, first=None, slots=0, record=False, meter=silent)
 
 
-def square_root(max_steps: int) -> int:
-    """The stride for which checkpoints and the states between two of them take the same memory."""
-    return max(1, math.ceil(math.sqrt(max_steps)))
+def spacing(n: Any, slots: int) -> Any:
+    """How many steps lie between two of the states that are kept when state n is the last: a power of two.
+
+    One while all states fit into the slots, an even number of them; whenever these are full, every other
+    state makes room.
+    """
+    return 1 << (32 - jax.lax.clz(jnp.asarray(n, jnp.int32) // slots))
+
+
+def widest_spacing(max_steps: int, slots: int) -> int:
+    """The spacing at the end of `max_steps` steps."""
+    return 1 << ((max_steps - 1) // slots).bit_length()
+
+
+def slot_of(n: Any, slots: int, max_steps: int) -> Any:
+    """The slot of state n, if it is kept: n, or that of the state which makes room for it."""
+    for _ in range(((max_steps - 1) // slots).bit_length()):
+        half = spacing(n, slots) // 2
+        n = jnp.where(n < slots, n, n - slots * half + half)
+    return n
+
+
+def balanced_slots(max_steps: int) -> int:
+    """How many slots take about as much memory as the states between two of those that are kept."""
+    between = 2 ** round(math.log2(max_steps) / 2)
+    return 2 * math.ceil(max_steps / between / 2)
 
 
 def equal_grid(ts: Float[Array, " saves"], stepping: Stepping) -> EqualGrid:
@@ -237,10 +256,12 @@ def march(
             before = (t, h, s.y, s.carry, jnp.where(crossed | ~keep, s.before[-1], e))
         if stepping.record and grid is None:
             ends = jax.lax.dynamic_update_index_in_dim(ends, choose(end, 0), s.steps, 0)
-        if stepping.stride:
-            slot, first = s.steps // stepping.stride, s.steps % stepping.stride == 0
+        if stepping.slots:
+            due = s.steps % spacing(s.steps, stepping.slots) == 0
+            # What isn't due may fall into any slot.
+            slot = slot_of(s.steps, stepping.slots, stepping.max_steps)
             old = jax.lax.dynamic_index_in_dim(kept, slot, keepdims=False)
-            kept = jax.lax.dynamic_update_index_in_dim(kept, jnp.where(first, s.y, old), slot, 0)
+            kept = jax.lax.dynamic_update_index_in_dim(kept, jnp.where(due, s.y, old), slot, 0)
         fraction = still((t + h - ts[0]) / (ts[-1] - ts[0]))
         return _State(
             choose(end, s.theta), target, choose(done.y, s.y), jax.tree.map(choose, done.carry, s.carry),
@@ -275,7 +296,7 @@ def march(
     start = _State(
         jnp.zeros((), dtype), target, y0, carry, control, zero, zero,
         jnp.zeros(stepping.max_steps if stepping.record and grid is None else 0, dtype),
-        jnp.zeros((stepping.checkpoints, len(y0)), dtype),
+        jnp.zeros((stepping.slots, len(y0)), dtype),
         jnp.where(ordered, Code.SUCCESS, Code.UNORDERED), stepping.meter.init(),
         None if summand is None else _zeros_like_sum(summand, stepper, F, ts[0], y0, p, carry),
         None if event is None else (ts[0], jnp.zeros((), dtype), y0, carry, event(ts[0], y0)),

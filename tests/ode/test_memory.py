@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cdiffeq as cd
+from cdiffeq.ode._march import slot_of, spacing, widest_spacing
 
 N = 64
 STATE = 16 * N  # bytes
@@ -98,3 +99,44 @@ def test_work_of_a_solve_is_counted():
     jax.effects_barrier()
     # The choice of the first step takes two evaluations that aren't counted.
     assert abs(counts["f"] - int(solution.stats.evaluations)) <= 2
+
+
+@pytest.mark.parametrize(
+    "max_steps, slots", [(5, 2), (17, 4), (100, 10), (1000, 32), (64, 64), (300, 1)]
+)
+def test_the_states_that_are_kept_are_those_that_are_looked_for(max_steps, slots):
+    kept = {}
+    numbers = jnp.arange(max_steps, dtype=jnp.int32)
+    spacings = np.asarray(spacing(numbers, slots))
+    places = np.asarray(slot_of(numbers, slots, max_steps))
+    for n in range(max_steps):
+        if n % spacings[n] == 0:
+            assert 0 <= places[n] < slots
+            kept[places[n]] = n
+        wanted = range(0, n + 1, spacings[n])
+        assert [kept[places[m]] for m in wanted] == list(wanted)
+        # As close together as the slots allow.
+        assert spacings[n] == 1 or slots == 1 or (n + 1) > slots * (spacings[n] // 2)
+    assert max(spacings) == widest_spacing(max_steps, slots)
+
+
+def test_few_steps_are_not_made_again():
+    """Where all states were kept the gradient evaluates f for the stages, and for the vjps, alone."""
+    steps, counts = 30, {"f": 0}
+
+    def f(t, z, w):
+        jax.debug.callback(lambda: counts.update(f=counts["f"] + 1))
+        return 1j * w * z
+
+    def evaluations(max_steps):
+        options = dict(solver=diffrax.Bosh3(), stepsize=1 / steps, max_steps=max_steps)
+        counts["f"] = 0
+        jax.grad(lambda w: cd.ode.solve(f, 1 + 0j, [0.0, 1.0], w, **options).ys[-1].real)(1.0)
+        jax.effects_barrier()
+        return counts["f"]
+
+    enough = evaluations(4096)  # 64 slots
+    # 26 slots, every second state kept: 15 steps of 3 evaluations, one more where each of them starts.
+    assert evaluations(400) - enough == 15 * 3 + 15
+    # 6 slots, every eighth: between these 7, 7, 7 and 5 steps.
+    assert evaluations(40) - enough == 26 * 3 + 4
