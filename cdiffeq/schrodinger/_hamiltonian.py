@@ -292,9 +292,20 @@ def timecallable(fn: Callable[..., Any], params: PyTree[Any] = None) -> Hamilton
     return Hamiltonian((TimeCallable(fn, as_params(params), one),))
 
 
-def as_hamiltonian(H: Any) -> Hamiltonian:
+def as_hamiltonian(H: Any, name: str = "H") -> Hamiltonian:
     """`H` itself, or the constant Hamiltonian of a matrix."""
-    return H if isinstance(H, Hamiltonian) else constant(H)
+    if isinstance(H, Hamiltonian):
+        return H
+    if type(H).__name__ == "QobjEvo" or (isinstance(H, list) and any(map(_with_coefficient, H))):
+        raise TypeError(
+            f"{name} must be a matrix, an operator or a sum of terms, got a time-dependent operator of "
+            "QuTiP. Its [H0, [H1, f]] is cd.constant(H0) + cd.modulated(f, H1, params) here."
+        )
+    return Hamiltonian((Constant(as_matrix(name, H)),))
+
+
+def _with_coefficient(part: Any) -> bool:
+    return isinstance(part, list) and any(map(callable, part))
 
 
 def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:

@@ -190,7 +190,8 @@ def as_jumps(jump_ops: Any, n: int, name: str, dense: bool = True) -> list[Hamil
     jumps = []
     for i, op in enumerate(jump_ops):
         try:
-            jump = dense_hamiltonian(op, f"{name}: jump_ops[{i}]") if dense else as_hamiltonian(op)
+            jump = as_hamiltonian(op, "the operator")
+            jump = dense_hamiltonian(jump, f"{name}: jump_ops[{i}]") if dense else jump
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: jump_ops[{i}]: {error}") from error
         if jump.n != n:

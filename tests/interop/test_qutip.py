@@ -71,3 +71,11 @@ def test_linear_algebra_takes_operators_of_qutip():
     b = np.array([1.0, 2.0j])
     np.testing.assert_allclose(cd.linalg.solve(H, b), np.linalg.solve(H.full(), b), rtol=1e-14)
     np.testing.assert_allclose(cd.linalg.expm_multiply(H, b, -1j), (-1j * H).expm().full() @ b)
+
+
+def test_time_dependent_operators_are_named():
+    X, Z = qutip.sigmax(), qutip.sigmaz()
+    with pytest.raises(TypeError, match=r"time-dependent operator of QuTiP.*cd\.modulated"):
+        cd.sesolve([Z, [X, lambda t: t]], [1, 0], [0, 1])
+    with pytest.raises(TypeError, match=r"jump_ops\[0\]: the operator.*time-dependent"):
+        cd.mesolve(Z, [qutip.QobjEvo([X, [Z, lambda t: t]])], [1, 0], [0, 1])
