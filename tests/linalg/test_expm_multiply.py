@@ -221,6 +221,16 @@ def test_tolerances_bound_errors_and_save_products(tol: float):
     assert error <= 1.1 * tol * np.linalg.norm(v)
 
 
+@pytest.mark.parametrize("dimension", [6, 9])
+def test_the_error_of_a_krylov_step_is_estimated(dimension: int):
+    A, v = hermitian(20), random(20)
+    y, estimate = Krylov(dimension)._step(
+        as_operator("A", A), jnp.asarray(0.1j), jnp.asarray(v), jnp.zeros(())
+    )
+    error = np.linalg.norm(y - exact(A, v, 0.1j)) / np.linalg.norm(v)
+    assert error > 1e-12 and 0.9 * error < estimate < 1.1 * error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("z", [0.0, 0.1, 5.0, 40.0j, 300.0, 20 - 50j])
 def test_bernsteins_degree(z: Any):
@@ -316,6 +326,9 @@ def test_arnoldi():
     np.testing.assert_allclose(Q.conj() @ Q.T, np.eye(6), atol=1e-14)
     left = A @ Q[:5].T - Q[:5].T @ H
     np.testing.assert_allclose(left, np.outer(beta * Q[5], np.eye(5)[4]), atol=1e-13)
+    # Vectors that are nearly parallel to those before: once isn't enough.
+    Q = arnoldi(lambda x: x + 1e-9 * jnp.asarray(A) @ x, v, 5).Q
+    np.testing.assert_allclose(Q.conj() @ Q.T, np.eye(6), atol=1e-14)
     # A space that A doesn't lead out of ends.
     Q, H, beta, _ = arnoldi(lambda x: jnp.asarray([1.0, 1, 2, 2]) * x, jnp.ones(4), 3)
     assert beta == 0 and not Q[2:].any() and not H[2:].any()
@@ -378,6 +391,15 @@ def test_second_derivatives_by_krylov_spaces():
     A, v = 0.3 * random(7, 7), random(7, 2)
     f = lambda A, v, t: expm_multiply(A, v, t, Krylov(5))
     cd.testing.check_rule(f, A, v, 0.8 + 0.2j, modes=("hvp",), atol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_costate_may_need_more_krylov_steps_than_the_state():
+    # One is enough for an eigenvector, of which the gradient is not one.
+    A, g = 2 * hermitian(12), random(12)
+    v = np.linalg.eigh(A)[1][:, 0]
+    _, pull = jax.vjp(lambda v: expm_multiply(A, v, 1j, Krylov(8)), jnp.asarray(v))
+    close(pull(jnp.asarray(g))[0], exact(A.T, g, 1j), 1e-10)
 
 
 @pytest.mark.slow
