@@ -218,8 +218,8 @@ def _solve(
         jnp.any(jnp.stack([jnp.any(jnp.diff(c.edges) <= 0) for c in joined(H, jumps).controls] or [False])),
         ~sampled.hermitian,
         ~(jnp.abs(norm - 1) <= _NORMALISED),
+        ~jnp.all(jnp.isfinite(values)),  # before the next: a norm of NaN jumps without end
         jnp.any(sampled.number > max_jumps),
-        ~jnp.all(jnp.isfinite(values)),
     ]  # fmt: skip
     code = jnp.select([jax.lax.stop_gradient(c) for c in checks], range(1, 7), 0)
     result = Trajectories(ts, mean, stderr, sampled.number, code == 0)
@@ -464,11 +464,11 @@ def _error(code: Any, max_jumps: Any) -> Exception:
         case 4:
             return ValueError("mcsolve: psi0 must be of norm one.")
         case 5:
+            return RuntimeError("mcsolve: a number isn't finite: H, jump_ops or exp_ops hold NaN.")
+        case _:
             return RuntimeError(
                 f"mcsolve: a trajectory jumped more than max_jumps = {int(max_jumps)} times."
             )
-        case _:
-            return RuntimeError("mcsolve: a number isn't finite: H, jump_ops or exp_ops hold NaN.")
 
 
 def _ket(psi: Any, n: int) -> Any:

@@ -125,6 +125,34 @@ def test_smooth_drives_in_given_steps():
         cd.mcsolve(H, jumps, PSI, TS, key=jax.random.key(3), ntraj=10, exp_ops=OPS)
 
 
+def test_a_decay_jumps_once():
+    # A trajectory's number is 1 before its jump and 0 after it: the mean says what the standard error is.
+    one = np.diag([0.0, 1.0])
+    run = cd.mcsolve(
+        0 * one, [LOWER], [0, 1.0], [0.0, 0.7, 40.0], key=jax.random.key(0), ntraj=5, exp_ops=[one],
+        max_jumps=1,
+    )  # fmt: skip
+    mean = run.expects[0].real
+    assert mean[0] == 1 and 0 < mean[1] < 1 and mean[2] == 0
+    np.testing.assert_allclose(run.stderr[0].real, np.sqrt(mean * (1 - mean) / 4), atol=1e-14)
+    np.testing.assert_array_equal(run.jumps, 1)
+
+
+@pytest.mark.slow
+def test_two_trajectories_have_no_bias():
+    # Where each is the other's baseline; one that counted itself in would halve the derivative.
+    def decayed(rate, key):
+        jumps = [jnp.sqrt(rate) * LOWER]
+        run = cd.mcsolve(0 * Z, jumps, [0, 1.0], [0.0, 1.0], key=key, ntraj=2, exp_ops=OPS[:1])
+        return run.expects[0, 1].real
+
+    keys = jax.random.split(jax.random.key(6), 400)
+    slope = lambda key: jax.jvp(lambda rate: decayed(rate, key), (1.0,), (1.0,))[1]
+    slopes = jax.vmap(slope)(keys)
+    error = np.std(slopes, ddof=1) / np.sqrt(len(keys))
+    assert abs(np.mean(slopes) + np.exp(-1.0)) < 3 * error < 0.12
+
+
 @pytest.mark.slow
 def test_second_derivatives_within_the_standard_error():
     def second(f):
@@ -171,3 +199,22 @@ def test_bad_input():
             call(**change)
     with pytest.raises(RuntimeError, match="max_jumps = 1 times"):
         call(ntraj=50, max_jumps=1)
+
+
+def test_failures_at_run_time():
+    @jax.jit
+    def mean(H, edges, psi, ts):
+        H = H + cd.pwc(edges, [1.0], X)
+        return cd.mcsolve(H, [LOWER], psi, ts, key=jax.random.key(0), ntraj=2, exp_ops=OPS).expects
+
+    good = dict(H=Z + 0j, edges=np.array([0.0, 1.0]), psi=PSI, ts=np.array([0.0, 0.5]))
+    assert np.all(np.isfinite(mean(**good)))
+    for bad, message in [
+        (dict(ts=np.array([0.5, 0.0])), "ts must ascend"),
+        (dict(edges=np.array([1.0, 1.0])), "edges of a pwc term must increase"),
+        (dict(H=Z + LOWER + 0j), "not Hermitian"),
+        (dict(psi=1.01 * PSI), "norm one"),
+        (dict(H=np.nan * Z + 0j), "isn't finite"),
+    ]:
+        with pytest.raises(Exception, match=message):
+            jax.block_until_ready(mean(**(good | bad)))
