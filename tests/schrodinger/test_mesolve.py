@@ -140,12 +140,14 @@ def test_methods_agree_without_the_matrix(monkeypatch):
 
 
 @pytest.mark.slow
-def test_long_pieces_take_many_steps():
-    H0, _, L, _ = matrices(5)
-    rho0 = density(RNG, 5)
+@pytest.mark.parametrize("n", [5, 13])
+def test_long_pieces_take_many_steps(n: int):
+    # With 13 levels the generator isn't formed. Almost all of its norm is that of H.
+    H0, _, L, _ = matrices(n)
+    rho0 = density(RNG, n)
     result = cd.mesolve(40 * H0, [L], rho0, [0.0, 2.0], method=cd.linalg.Taylor())
     known = expm(2.0 * liouvillian(40 * H0, [L])) @ rho0.reshape(-1)
-    np.testing.assert_allclose(result.final_state.reshape(-1), known, atol=1e-11)
+    np.testing.assert_allclose(result.final_state.reshape(-1), known, rtol=0, atol=1e-11)
     assert result.stats.steps > 30
 
 
@@ -256,6 +258,38 @@ def test_second_derivatives(method: str):
 
     rtol = 1e-4 if method == "runge-kutta" else None
     check_rule(f, VALUES, RATES, modes=("hvp",), key=jax.random.key(7), rtol=rtol)
+
+
+@pytest.mark.slow
+def test_gradients_through_many_stretches_of_steps():
+    # Of sixteen steps at most a state is kept at every fourth; forward mode keeps none.
+    H0, H1, L, _ = matrices(8)
+    weights = hermitian(RNG, 8)
+
+    def f(values):
+        H, method = H0 + cd.pwc(EDGES, values, H1), cd.linalg.Taylor()
+        result = cd.mesolve(H, [L], np.eye(8), [0.3, 0.7, 1.1], method=method, max_steps=16)
+        return jnp.sum(weights[None] * result.states[1:]).real, result.stats.steps
+
+    direction = jnp.array([0.3, 1.0, -0.6])
+    _, moved, steps = jax.jvp(f, (VALUES,), (direction,), has_aux=True)
+    assert steps > 8
+    gradient = jax.grad(f, has_aux=True)(VALUES)[0]
+    np.testing.assert_allclose(gradient @ direction, moved, rtol=1e-11)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_rho0_is_hermitian():
+    # The states are linear in rho0, so that the gradient times a Hermitian matrix is their change.
+    E = random(RNG, 3, 3)
+
+    def f(rho0):
+        return jnp.sum(E * cd.mesolve(H3, [L3], rho0, [0.0, 1.0]).final_state).real
+
+    gradient = jax.grad(f)(jnp.asarray(density(RNG, 3)))
+    np.testing.assert_allclose(gradient, gradient.conj().T, atol=1e-15)
+    change = hermitian(RNG, 3)
+    np.testing.assert_allclose(jnp.sum(gradient * change).real, f(change), rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -414,3 +448,23 @@ def test_failures_at_run_time():
         ).final_state[0, 0].real
     )(L3 * np.nan)  # fmt: skip
     assert np.isnan(slope).all()
+
+
+def test_failures_of_what_is_traced():
+    one, lower = np.eye(2) + 0j, np.diag([1.0], 1)
+
+    @jax.jit
+    def final(H, edges, rho0, ts):
+        return cd.mesolve(H + cd.pwc(edges, [1.0], Z), [lower], rho0, ts).final_state
+
+    good = dict(H=Z + 0j, edges=np.array([0.0, 1.0]), rho0=0.5 * one, ts=np.array([0.0, 0.5]))
+    assert np.all(np.isfinite(final(**good)))
+    for bad, message in [
+        (dict(ts=np.array([0.5, 0.0])), "ts must ascend"),
+        (dict(edges=np.array([1.0, 1.0])), "edges of a pwc term must increase"),
+        (dict(rho0=one + lower), "rho0 must be Hermitian"),
+        (dict(H=Z + lower + 0j), "not Hermitian at t = "),
+        (dict(H=np.nan * Z + 0j), "is not finite"),
+    ]:
+        with pytest.raises(Exception, match=message):
+            jax.block_until_ready(final(**(good | bad)))

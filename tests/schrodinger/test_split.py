@@ -90,6 +90,14 @@ def test_absorbing_potentials():
     check_rule(f, V, np.array([0.4, -0.7]), key=jax.random.key(11))
 
 
+def test_factors_of_an_operator():
+    V, method = np.cos(X), cd.SplitOperator(2, steps=3)
+    final = lambda H: cd.sesolve(cd.constant(H), PSI, [0.0, 1.0], method=method).final_state
+    half = cd.linalg.KineticPotential(GRID, V / 2, mass=2.0)
+    known = final(cd.linalg.KineticPotential(GRID, V))
+    np.testing.assert_allclose(final(2 * half), known, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [

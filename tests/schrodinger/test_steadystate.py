@@ -59,6 +59,12 @@ def test_derivatives(solver):
     check_rule(jax.jit(f), H, L, key=jax.random.key(3), rtol=rtol, pairing_rtol=rtol, modes=modes)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_units_make_no_difference(unit: float):
+    rho = cd.steadystate(unit * H, [np.sqrt(unit) * L, np.sqrt(unit) * M])
+    np.testing.assert_allclose(rho, cd.steadystate(H, [L, M]), rtol=0, atol=1e-13)
+
+
 @pytest.mark.slow
 def test_vmap_and_single_precision():
     f = lambda x: cd.steadystate(x * H, [L, M])
