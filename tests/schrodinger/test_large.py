@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cdiffeq as cd
+from cdiffeq.linalg._operator import Operator
 from cdiffeq.schrodinger import _matrix_free
 from cdiffeq.testing import check_rule
 from tests.schrodinger.reference import exact, integrated
@@ -58,8 +59,12 @@ def test_adaptive_steps_keep_the_tolerance():
 
 
 @pytest.mark.slow
-def test_long_steps_and_exact_gradients():
-    # |H| dt = 90: cut in parts, there and back.
+@pytest.mark.parametrize("marched", [False, True])
+def test_long_steps_and_exact_gradients(marched: bool, monkeypatch):
+    # |H| dt = 90: cut in parts, there and back, by both ways to go back.
+    monkeypatch.setattr(_matrix_free, "_LARGE", 0 if marched else 8)
+    jax.clear_caches()  # what is traced knows the limit
+
     def probability(u, psi, as_matrix):
         matrix = (lambda A: A.to_dense()) if as_matrix else (lambda A: A)
         drift = cd.constant(matrix(cd.spin_chain(SPINS, {"ZZ": 1.0, "Y": 0.4})))
@@ -106,6 +111,11 @@ def test_operators_that_depend_on_time():
     as_matrix = cd.timecallable(lambda t, p: chain(t, p).to_dense(), p)
     expected = cd.sesolve(as_matrix, PSI, TS, method=cd.Magnus(4, steps=3)).states[1:]
     np.testing.assert_allclose(f(p, PSI), expected, atol=1e-12)
+    halves = 0.5 * cd.timecallable(chain, p) + 0.5 * cd.timecallable(chain, p)
+    method = cd.Chebyshev(4, steps=3)
+    np.testing.assert_allclose(
+        cd.sesolve(halves, PSI, TS, method=method).states[1:], expected, atol=1e-12
+    )
     check_rule(f, p, PSI, key=jax.random.key(5))
 
 
@@ -144,6 +154,24 @@ def test_vmap_jit_and_single_precision():
         assert abs(value - abs(expected[0]) ** 2) < 2e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_gradients_by_krylov_through_the_exponentials_of_a_step(decay: float):
+    # Three in a step, whose states are taken back, or computed again where they decay.
+    def score(w, as_matrix):
+        H = smooth(J, w) + cd.linalg.diagonals(-1j * decay * np.arange(8.0))
+        method = cd.Krylov(dimension=8, order=4, steps=1)
+        if as_matrix:
+            is_operator = lambda A: isinstance(A, Operator)
+            form = lambda A: A.to_dense() if is_operator(A) else A
+            H, method = jax.tree.map(form, H, is_leaf=is_operator), cd.Magnus(4, steps=1)
+        psi = cd.sesolve(H, PSI, [0.0, 1.2], method=method, hermitian=not decay).final_state
+        return jnp.sum(jnp.abs(psi[:3]) ** 2)
+
+    got, expected = (jax.value_and_grad(score)(1.3, as_matrix) for as_matrix in (False, True))
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
 LOPSIDED = cd.linalg.diagonals([np.ones(3), 0.5 * np.ones(3)], (1, -1))
 
 
@@ -151,6 +179,11 @@ LOPSIDED = cd.linalg.diagonals([np.ones(3), 0.5 * np.ones(3)], (1, -1))
     "call, error, message",
     [
         (lambda: cd.sesolve(LOPSIDED, PSI[:4], TS), ValueError, "not Hermitian at t = 0"),
+        (
+            lambda: cd.sesolve(LOPSIDED, PSI[:4], TS, method=cd.Krylov(4)),
+            ValueError,
+            "not Hermitian at t = 0",
+        ),
         (lambda: cd.sesolve(Z, PSI, TS, method=cd.Magnus()), TypeError, "forms matrices"),
         (
             lambda: cd.sesolve(Z, PSI, TS, method=cd.Chebyshev(), hermitian=False),
