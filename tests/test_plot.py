@@ -98,7 +98,9 @@ def test_populations_of_kets_and_of_density_matrices(rng):
     for states in (psi, rho):
         ax = cd.plot.populations(T, states, levels=[3, 0], time_unit="us", log=True)
         for line, level in zip(ax.lines, (3, 0), strict=True):
-            np.testing.assert_allclose(line.get_ydata(), np.abs(psi[:, level]) ** 2, atol=1e-15)
+            np.testing.assert_allclose(
+                line.get_ydata(), np.abs(psi[:, level]) ** 2, rtol=0, atol=1e-15
+            )
         assert ax.lines[0].get_label() == r"$|3\rangle$"
         assert (ax.get_xlabel(), ax.get_yscale()) == ("time (us)", "log")
 
@@ -176,7 +178,7 @@ def test_bloch(rng):
     rho = np.einsum("ti,tj->tij", psi, psi.conj())
     for states, r in ((3 * psi, path), (0.5 * rho + 0.25 * np.eye(2), path / 2)):
         line = cd.plot.bloch(states, color="black").lines[-3]
-        np.testing.assert_allclose(np.stack(line.get_data_3d(), 1), r, atol=1e-14)
+        np.testing.assert_allclose(np.stack(line.get_data_3d(), 1), r, rtol=0, atol=1e-14)
         assert line.get_color() == "black"
 
 
@@ -189,7 +191,7 @@ def test_wigner_against_qutip(rng):
     for state in (psi, rho):
         expected = qutip.wigner(qutip.Qobj(state), x, p).T
         found = cd.plot.wigner_function(state, x, p)
-        np.testing.assert_allclose(found, expected, atol=1e-13)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
         (mesh,) = cd.plot.wigner(state, x, p).collections
         np.testing.assert_array_equal(mesh.get_array(), found.T)
         assert mesh.norm.vmin == -mesh.norm.vmax

@@ -26,7 +26,7 @@ def test_there_and_back():
 def test_superoperators_act_on_stacked_columns():
     L, rho = qutip.liouvillian(qutip.sigmax(), [qutip.sigmam()]), qutip.rand_dm(2, seed=3)
     product = from_qobj(L) @ np.asarray(from_qobj(rho)).ravel(order="F")
-    np.testing.assert_allclose(product, L(rho).full().ravel(order="F"), atol=1e-14)
+    np.testing.assert_allclose(product, L(rho).full().ravel(order="F"), rtol=0, atol=1e-14)
 
 
 def test_a_whole_result_beside_sesolve_of_qutip():

@@ -43,12 +43,12 @@ def test_against_numpy(dtype: Any):
     assert l.shape == (2, 2, 4) and V.shape == A.shape
     assert l.dtype == V.dtype == np.result_type(dtype, np.complex64)
     tol = 1000 * np.finfo(dtype).eps
-    np.testing.assert_allclose(A @ V, V * l[..., None, :], atol=tol)
-    np.testing.assert_allclose(np.linalg.norm(V, axis=-2), 1, atol=tol)
+    np.testing.assert_allclose(A @ V, V * l[..., None, :], rtol=0, atol=tol)
+    np.testing.assert_allclose(np.linalg.norm(V, axis=-2), 1, rtol=0, atol=tol)
     expected = np.sort_complex(np.linalg.eigvals(A.reshape(4, 4, 4)))
     order = np.argsort(np.asarray(l).reshape(4, 4), axis=1)
     np.testing.assert_allclose(
-        np.take_along_axis(np.asarray(l).reshape(4, 4), order, 1), expected, atol=tol
+        np.take_along_axis(np.asarray(l).reshape(4, 4), order, 1), expected, rtol=0, atol=tol
     )
 
 
@@ -103,9 +103,9 @@ def test_of_a_hermitian_matrix():
     dH = _random(3, 3)
     (l, V), (dl, _) = jax.jit(lambda H, dH: jax.jvp(eig, (H,), (dH,)))(H, dH)
     order = np.argsort(l.real)
-    np.testing.assert_allclose(l[order], w, atol=1e-13)
-    np.testing.assert_allclose(np.abs(U.conj().T @ V[:, order]), np.eye(3), atol=1e-13)
-    np.testing.assert_allclose(dl[order], np.diag(U.conj().T @ dH @ U), atol=1e-12)
+    np.testing.assert_allclose(l[order], w, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(np.abs(U.conj().T @ V[:, order]), np.eye(3), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(dl[order], np.diag(U.conj().T @ dH @ U), rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -83,9 +83,9 @@ def test_lyapunov_against_scipy_and_finite_differences(dtype: Any):
     A, Q = _random(3, 3, dtype=dtype) - 3 * np.eye(3, dtype=dtype), _random(3, 3, dtype=dtype)
     X = lyapunov(A, Q)
     assert X.dtype == dtype
-    np.testing.assert_allclose(X, scipy.linalg.solve_continuous_lyapunov(A, Q), atol=1e-13)
+    np.testing.assert_allclose(X, scipy.linalg.solve_continuous_lyapunov(A, Q), rtol=0, atol=1e-13)
     X = lyapunov(A, Q + _adjoint(Q))
-    np.testing.assert_allclose(X, _adjoint(np.asarray(X)), atol=1e-14)
+    np.testing.assert_allclose(X, _adjoint(np.asarray(X)), rtol=0, atol=1e-14)
     cd.testing.check_rule(lyapunov, A, Q)
 
 
@@ -102,7 +102,7 @@ def test_types_and_batches_that_differ():
     X = sylvester(A, B, C)
     assert (X.shape, X.dtype) == ((3, 2, 3, 2), np.complex128)
     expected = [[_solution(a, B, c) for c in C] for a in A[:, 0]]
-    np.testing.assert_allclose(X, expected, atol=1e-12)
+    np.testing.assert_allclose(X, expected, rtol=0, atol=1e-12)
     loss = lambda A, B, C: jnp.sum(jnp.abs(sylvester(A, B, C)))
     for got, x in zip(quick_jit(jax.grad(loss, (0, 1, 2)))(A, B, C), (A, B, C), strict=True):
         assert (got.shape, got.dtype) == (x.shape, x.dtype)
@@ -117,8 +117,8 @@ def test_vmap_along_any_axis():
     for k in range(2):
         expected = both(A[:, k], C[:, k])
         np.testing.assert_allclose(value[k], expected[0], rtol=1e-12)
-        np.testing.assert_allclose(g_A[:, k], expected[1][0], atol=1e-11)
-        np.testing.assert_allclose(g_C[:, k], expected[1][1], atol=1e-11)
+        np.testing.assert_allclose(g_A[:, k], expected[1][0], rtol=0, atol=1e-11)
+        np.testing.assert_allclose(g_C[:, k], expected[1][1], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("batch, m, n", [((), 1, 1), ((), 0, 2), ((2,), 3, 0), ((0,), 2, 2)])
@@ -141,8 +141,10 @@ def test_schur_forms_with_and_without_the_host():
     on_the_host = jax.jit(jax.vmap(_schur._on_the_host))(A)
     for form in (schur(A), jax.vmap(schur)(A), _schur.Schur(*on_the_host)):
         for U, T, M in ((*form, A), (*adjoint_schur(form), _adjoint(np.asarray(A)))):
-            np.testing.assert_allclose(U @ T @ _adjoint(np.asarray(U)), M, atol=1e-13)
-            np.testing.assert_allclose(U @ _adjoint(np.asarray(U)), [np.eye(4)] * 2, atol=1e-14)
+            np.testing.assert_allclose(U @ T @ _adjoint(np.asarray(U)), M, rtol=0, atol=1e-13)
+            np.testing.assert_allclose(
+                U @ _adjoint(np.asarray(U)), [np.eye(4)] * 2, rtol=0, atol=1e-14
+            )
             assert (jnp.tril(T, -1) == 0).all()
     assert schur(jnp.eye(2, dtype=jnp.float32)).T.dtype == np.complex64
     assert _schur._on_the_host(jnp.zeros((0, 0), complex))[0].shape == (0, 0)

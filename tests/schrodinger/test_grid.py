@@ -43,8 +43,8 @@ def test_each_interval_has_its_slice(name: str, backward: bool):
     grid = jax.tree.map(np.asarray, _grid(jnp.asarray(ts), EDGES, OTHER))
     assert grid.lengths[0] == 0 and grid.starts[0] == ts[0]
     ends = grid.starts + grid.lengths
-    np.testing.assert_allclose(grid.starts[1:], ends[:-1], atol=1e-15)
-    np.testing.assert_allclose(ends[-1], ts[-1], atol=1e-15)
+    np.testing.assert_allclose(grid.starts[1:], ends[:-1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(ends[-1], ts[-1], rtol=0, atol=1e-15)
     assert np.all(grid.lengths <= 0 if backward else grid.lengths >= 0)
     for start, length, *got in zip(grid.starts, grid.lengths, *_amplitudes(grid), strict=True):
         if abs(length) > 1e-15:
@@ -54,7 +54,7 @@ def test_each_interval_has_its_slice(name: str, backward: bool):
             assert not any(start < e < start + length for e in [*EDGES, *OTHER])
     saved = grid.slots[grid.slots < len(ts)]
     np.testing.assert_array_equal(saved, np.arange(len(ts)))
-    np.testing.assert_allclose(ends[grid.slots < len(ts)], ts, atol=1e-15)
+    np.testing.assert_allclose(ends[grid.slots < len(ts)], ts, rtol=0, atol=1e-15)
 
 
 def test_traced_and_known_times_give_the_same_grid():
@@ -65,7 +65,7 @@ def test_traced_and_known_times_give_the_same_grid():
             # Traced controls have other sources, so the pins differ in number: compare what counts.
             found = traced(ts, EDGES, OTHER)
             for f, g in zip(_nonempty(known), _nonempty(found), strict=True):
-                np.testing.assert_allclose(f, g, atol=1e-15)
+                np.testing.assert_allclose(f, g, rtol=0, atol=1e-15)
 
 
 def _nonempty(grid):

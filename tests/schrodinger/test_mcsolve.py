@@ -134,7 +134,9 @@ def test_a_decay_jumps_once():
     )  # fmt: skip
     mean = run.expects[0].real
     assert mean[0] == 1 and 0 < mean[1] < 1 and mean[2] == 0
-    np.testing.assert_allclose(run.stderr[0].real, np.sqrt(mean * (1 - mean) / 4), atol=1e-14)
+    np.testing.assert_allclose(
+        run.stderr[0].real, np.sqrt(mean * (1 - mean) / 4), rtol=0, atol=1e-14
+    )
     np.testing.assert_array_equal(run.jumps, 1)
 
 
