@@ -11,6 +11,7 @@ the derivatives' own solves use the same factors.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -261,7 +262,11 @@ def _solve_dense(A: Array, b: Array, solver: Solver | None, guess: Any, throw: b
     batch = jnp.broadcast_shapes(A.shape[:-2], b.shape[: -len(core)])
     lanes = lambda y, core: jnp.broadcast_to(y, (*batch, *core)).reshape(-1, *core)
     guess = None if guess is None else lanes(guess, core)
-    out = jax.vmap(single)(lanes(A, (n, n)), lanes(b, core), guess)
+    operands = lanes(A, (n, n)), lanes(b, core), guess
+    if math.prod(batch) == 1:  # the pivots of a batch are sorted more slowly
+        out = jax.tree.map(lambda y: y[None], single(*jax.tree.map(lambda y: y[0], operands)))
+    else:
+        out = jax.vmap(single)(*operands)
     return jax.tree.map(lambda y: y.reshape(*batch, *y.shape[1:]), out)
 
 

@@ -159,6 +159,14 @@ def test_shapes_broadcast():
     np.testing.assert_allclose(one, np.linalg.solve(A[0, 0], b), rtol=1e-10)
 
 
+def test_a_batch_of_one_keeps_its_shape():
+    A, b = _random(1, 1, N, N), _random(1, N, 2, seed=1)
+    x, report = solve(A, b, cd.linalg.GMRES(), guess=np.linalg.solve(A, b)[0], throw=False)
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-10)
+    assert x.shape == (1, 1, N, 2)
+    assert report.code.shape == report.iterations.shape == (1, 1)
+
+
 def test_one_factorization_for_all_columns_of_one_matrix():
     A, b = _random(N, N), _random(3, 2, N, 2, seed=1)
     assert str(jax.make_jaxpr(solve)(A, b)).count("= lu") == 1
