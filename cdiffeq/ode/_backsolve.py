@@ -19,7 +19,7 @@ from cdiffeq.wirtinger._linear_map import pull_back
 class Backsolve(AdjointMethod):
     r"""Adjoint method: the state is solved again, backward in time, with its costate. No memory at all.
 
-    From each saved time to the one before it, with tolerances and a solver as forward,
+    From each saved time to the one before it, by the same solver at four times the tolerances,
 
         dy/dt = F,    dmu/dt = -(dF/dy)* mu,    g_p = integral of (dF/dp)* mu dt
 
@@ -55,7 +55,7 @@ class Backsolve(AdjointMethod):
         y0, ts, params, fixed, _ = args
         F = problem.with_fixed(fixed)
         layout = Layout.of((y0, y0))
-        stepping = problem.stepping.bare()
+        stepping = problem.stepping.backward()
 
         def reversed_field(s, flat, params):  # in the time s = -t
             y, mu = layout.unpack(flat)

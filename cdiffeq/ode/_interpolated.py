@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -65,7 +64,7 @@ class Interpolated(AdjointMethod):
     def pull_back(self, problem: Problem, args: Any, out: Record, g: Record) -> Any:
         y0, ts, params, fixed, _ = args
         F, stepper = problem.with_fixed(fixed), problem.stepping.stepper
-        bare = _tolerant(problem.stepping.bare())
+        bare = problem.stepping.backward()
 
         def back_in_step(t, h, y, mu):
             """The costate at the step's beginning, and what the step adds to the parameters' gradient."""
@@ -114,19 +113,6 @@ class Interpolated(AdjointMethod):
         mu, g_ts, g_params, code = run_steps_back(problem, args, out, back, state)
         gradients = (mu + g.ys[0], g_ts, g_params)
         return require(problem, gradients, code != Code.SUCCESS, _error, code)
-
-
-def _tolerant(stepping: Stepping) -> Stepping:
-    """The same with four times the tolerances.
-
-    Steps of the costate end where those of the state do, whose error was just below the tolerances. That of
-    the costate is as likely just above, and for that no step is divided, which would cost two more.
-    """
-    if stepping.equal:
-        return stepping
-    where = lambda c: (c.rtol, c.atol)
-    looser = tuple(4 * x for x in where(stepping.controller))
-    return dataclasses.replace(stepping, controller=eqx.tree_at(where, stepping.controller, looser))
 
 
 def _error(code: Any) -> Exception:
