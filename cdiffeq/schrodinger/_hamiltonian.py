@@ -294,18 +294,7 @@ def timecallable(fn: Callable[..., Any], params: PyTree[Any] = None) -> Hamilton
 
 def as_hamiltonian(H: Any, name: str = "H") -> Hamiltonian:
     """`H` itself, or the constant Hamiltonian of a matrix."""
-    if isinstance(H, Hamiltonian):
-        return H
-    if type(H).__name__ == "QobjEvo" or (isinstance(H, list) and any(map(_with_coefficient, H))):
-        raise TypeError(
-            f"{name} must be a matrix, an operator or a sum of terms, got a time-dependent operator of "
-            "QuTiP. Its [H0, [H1, f]] is cd.constant(H0) + cd.modulated(f, H1, params) here."
-        )
-    return Hamiltonian((Constant(as_matrix(name, H)),))
-
-
-def _with_coefficient(part: Any) -> bool:
-    return isinstance(part, list) and any(map(callable, part))
+    return H if isinstance(H, Hamiltonian) else Hamiltonian((Constant(as_matrix(name, H)),))
 
 
 def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
@@ -321,6 +310,11 @@ def as_dense(name: str, A: Any) -> Inexact[Array, "..."]:
 
 def as_matrix(name: str, A: Any) -> Matrix:
     """A square array of finite numbers, or an operator."""
+    if type(A).__name__ == "QobjEvo" or (isinstance(A, list) and any(map(_with_coefficient, A))):
+        raise TypeError(
+            f"{name} must be a matrix or an operator, got a time-dependent operator of QuTiP. Its "
+            "[H0, [H1, f]] is cd.constant(H0) + cd.modulated(f, H1, params) here."
+        )
     A = as_operator(name, A) if _is_sparse(A) else A
     if isinstance(A, Operator):
         m, n = A.shape
@@ -332,6 +326,10 @@ def as_matrix(name: str, A: Any) -> Matrix:
         raise ValueError(f"{name} must be a square matrix (n, n), got shape {A.shape}.")
     require_finite(name, A)
     return A
+
+
+def _with_coefficient(part: Any) -> bool:
+    return isinstance(part, list) and any(map(callable, part))
 
 
 def _is_sparse(A: Any) -> bool:
