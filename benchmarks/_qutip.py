@@ -1,6 +1,6 @@
 """QuTiP, which has no gradients of these solves: central differences of its loss in each parameter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,16 @@ def options(tolerance: float, slice_length: float) -> dict[str, Any]:
         "store_final_state": True,
         "store_states": False,
     }
+
+
+def piecewise(drift: Any, controls: Sequence[Any], values: np.ndarray, edges: np.ndarray) -> Any:
+    """The `QobjEvo` of a drift and of controls, each with its row of values on the slices."""
+    import qutip
+
+    # Of the samples at all edges, each holds until the next.
+    samples = np.concatenate([values, values[:, -1:]], axis=1)
+    terms = [[control, row] for control, row in zip(controls, samples, strict=True)]
+    return qutip.QobjEvo([drift, *terms], tlist=edges, order=0)
 
 
 def with_differences(

@@ -20,7 +20,7 @@ from benchmarks._harness import (
     decades,
     jax_program,
 )
-from benchmarks._qutip import options, with_differences
+from benchmarks._qutip import options, piecewise, with_differences
 
 SLICES = 100
 DT = 0.2
@@ -267,9 +267,7 @@ def _qutip(problem: Instance, tolerance: float) -> Program:
     psi0 = qutip.Qobj(problem.psi0[:, None])
 
     def final_state(u):
-        last = u[:, -1:]  # of the samples at all edges, each holds until the next
-        u_x, u_z = np.concatenate([u, last], axis=1)
-        H = qutip.QobjEvo([drift, [x, u_x], [z, u_z]], tlist=EDGES, order=0)
+        H = piecewise(drift, (x, z), u, EDGES)
         result = qutip.sesolve(H, psi0, EDGES[[0, -1]], options=options(tolerance, DT))
         return result.final_state.full()[:, 0]
 

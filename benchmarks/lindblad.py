@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import expm, expm_frechet
 
 from benchmarks._harness import Build, Method, Problem, Program, Reference, decades, jax_program
-from benchmarks._qutip import options, with_differences
+from benchmarks._qutip import options, piecewise, with_differences
 
 CAVITY = 4
 A = np.kron(np.diag([1.0], 1), np.eye(CAVITY))  # the qubit's lowering operator
@@ -179,9 +179,7 @@ def _qutip(instance: Instance, tolerance: float) -> Program:
     rho0 = qutip.Qobj(np.outer(instance.psi0, instance.psi0.conj()))
 
     def final_state(u):
-        last = u[:, -1:]  # of the samples at all edges, each holds until the next
-        u_x, u_y = np.concatenate([u, last], axis=1)
-        H = qutip.QobjEvo([drift, [x, u_x], [y, u_y]], tlist=instance.edges, order=0)
+        H = piecewise(drift, (x, y), u, instance.edges)
         ends, how = instance.edges[[0, -1]], options(tolerance, DT)
         return qutip.mesolve(H, rho0, ends, jumps, options=how).final_state.full()
 
