@@ -128,10 +128,10 @@ class Stepping:
     def backward(self) -> Stepping:
         """`bare`, at four times the tolerances: for the costate.
 
-        A gradient owes most of its error to that of the state, and a step backward costs about three
-        forward: at one error of the gradient all together costs least when the tolerances of the costate are
-        the looser ones, by 7 for order 8 on a nonlinear lattice. Steps of the costate that end where those
-        of the state do would moreover be divided as often as not, if both had the same tolerances.
+        A gradient owes most of its error to that of the state, and a step backward costs more than one
+        forward: for one error of the gradient there is least to do when the costate's tolerances are the
+        looser ones. Steps of the costate that end where those of the state do would moreover be divided as
+        often as not, if both had the same tolerances.
         """
         if self.equal:
             return self.bare()
