@@ -77,7 +77,7 @@ def test_time_dependent_operators_are_named():
     X, Z = qutip.sigmax(), qutip.sigmaz()
     with pytest.raises(TypeError, match=r"time-dependent operator of QuTiP.*cd\.modulated"):
         cd.sesolve([Z, [X, lambda t: t]], [1, 0], [0, 1])
-    with pytest.raises(TypeError, match="H1 must be.*time-dependent operator of QuTiP"):
+    with pytest.raises(TypeError, match=r"H1 must be.*time-dependent operator of QuTiP"):
         cd.pwc([0, 1], [1.0], qutip.QobjEvo([X, [Z, lambda t: t]]))
     with pytest.raises(TypeError, match=r"jump_ops\[0\]: the operator.*time-dependent"):
         cd.mesolve(Z, [qutip.QobjEvo([X, [Z, lambda t: t]])], [1, 0], [0, 1])
