@@ -263,7 +263,8 @@ def march(
         total, before, ends, kept = s.total, s.before, s.ends, s.kept
         if summand is not None:
             add = lambda a, b: jnp.where(keep, a + b, a)
-            total = jax.tree.map(add, total, summand(t, h, done.stages))
+            for stages in done.stages:
+                total = jax.tree.map(add, total, summand(t, h, stages))
         if event is not None:
             e = event(t + h, done.y)
             crossed = keep & (h > 0) & ((e * s.before[-1] < 0) | ((e == 0) & (s.before[-1] != 0)))
@@ -389,7 +390,7 @@ def _control(stepping, s, t, h, done, length, order):
 
 def _zeros_like_sum(summand, stepper, F, t, y, p, carry):
     one = jnp.ones_like(t)
-    shape = jax.eval_shape(lambda: summand(t, one, stepper.step(F, t, one, y, p, carry).stages))
+    shape = jax.eval_shape(lambda: summand(t, one, stepper.step(F, t, one, y, p, carry).stages[0]))
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
 
 

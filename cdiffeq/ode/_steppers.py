@@ -17,6 +17,7 @@ doi:10.1007/11758549_85. The tableaus are diffrax's.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Real
 
+from cdiffeq._flat import Layout
 from cdiffeq.wirtinger._linear_map import pull_back
 
 Field = Callable[
@@ -41,7 +43,7 @@ class Step(NamedTuple):
     - `carry`: what the next step starts from beside y.
     - `good`: whether the equations of an implicit step were solved.
     - `stages`: (t, b, Y), stacked, of the stages with b_i != 0: the times (or places, see `ExplicitStepper`),
-      weights and states of a quadrature.
+      weights and states of a quadrature; in groups, see `_groups`.
     - `dense`: what diffrax's interpolation of the solver needs.
     """
 
@@ -49,7 +51,7 @@ class Step(NamedTuple):
     error: Float[Array, " N"] | None
     carry: Any
     good: Bool[Array, ""]
-    stages: tuple[PyTree[Array], Float[Array, " S"], Float[Array, "S N"]]
+    stages: list[tuple[PyTree[Array], Float[Array, " S"], Float[Array, "S N"]]]
     dense: dict[str, Any]
 
 
@@ -91,7 +93,7 @@ class ExplicitStepper:
         return isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
 
     def init(self, F: Field, t: Any, y: Any, p: Any) -> Any:
-        return F(_pick(self.places(_stage_times(t, jnp.ones_like(t), [0.0])), 0), y, p)
+        return F(_places(self.places, t, jnp.ones_like(t), [0.0])[0], y, p)
 
     def restart(self, F: Field, t: Any, y: Any, p: Any, carry: Any) -> Any:
         """The carry where F may have jumped."""
@@ -100,14 +102,13 @@ class ExplicitStepper:
     def step(self, F: Field, t: Any, h: Any, y: Any, p: Any, carry: Any) -> Step:
         """A step; a carry of None, the slope at its beginning, is found here."""
         tab = self.tableau
-        times = _stage_times(t, h, _nodes(tab))
-        at = self.places(times if tab.fsal else jnp.append(times, t + h))
+        at = _places(self.places, t, h, [*_nodes(tab), *([] if tab.fsal else [1.0])])
         Ys, ks = self._stages(F, at, h, y, p, tab.num_stages, carry)
         y1 = Ys[-1] if tab.fsal else y + h * _combine(tab.b_sol, ks)
         error = h * _combine(tab.b_error, ks) if self.has_error else None
-        carry = ks[-1] if tab.fsal else _slope(F, at, -1, y1, p, h)
+        carry = ks[-1] if tab.fsal else _slope(F, at[-1], y1, p, h)
         dense = dict(y0=y, y1=y1, k=h * jnp.stack(ks))
-        return Step(y1, error, carry, jnp.asarray(True), _stages(at, tab.b_sol, Ys), dense)
+        return Step(y1, error, carry, jnp.asarray(True), _stages(at, tab.b_sol, Ys, p), dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
         return self.increment(F, t, h, y, p)[1](mu)
@@ -120,11 +121,11 @@ class ExplicitStepper:
         count = tab.num_stages
         while tab.b_sol[count - 1] == 0:  # stages that only the error estimate or the next step use
             count -= 1
-        at = self.places(_stage_times(t, h, _nodes(tab)[:count]))
+        at = _places(self.places, t, h, _nodes(tab)[:count])
         Ys, ks = self._stages(F, at, h, y, p, count, None)
 
         def pull(i, l):
-            return l, _slope_back(F, at, i, Ys[i], p, l, h)
+            return l, _slope_back(F, at[i], Ys[i], p, l, h)
 
         def back(mu):
             return _stages_back(F, tab, at, Ys, ks, p, h, mu, pull)
@@ -133,10 +134,10 @@ class ExplicitStepper:
 
     def _stages(self, F, at, h, y, p, count, first):
         """States and slopes of the first `count` stages; `first` is the slope of the first, if known."""
-        tab, Ys, ks = self.tableau, [y], [_slope(F, at, 0, y, p, h) if first is None else first]
+        tab, Ys, ks = self.tableau, [y], [_slope(F, at[0], y, p, h) if first is None else first]
         for i in range(1, count):
             Ys.append(y + h * _combine(tab.a_lower[i - 1], ks))
-            ks.append(_slope(F, at, i, Ys[-1], p, h))
+            ks.append(_slope(F, at[i], Ys[-1], p, h))
         return Ys, ks
 
 
@@ -172,7 +173,7 @@ class DiffraxStepper:
             nodes, weights, Ys = [0.0, 1.0], np.array([0.5, 0.5]), [y, y1]
         else:
             nodes, weights, Ys = _nodes(tab), tab.b_sol, _stage_states(tab, y, dense["k"])
-        stages = _stages(self._places(t, h, nodes), weights, Ys)
+        stages = _stages(self._places(t, h, nodes), weights, Ys, p)
         return Step(y1, error, carry, result == diffrax.RESULTS.successful, stages, dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
@@ -183,7 +184,7 @@ class DiffraxStepper:
         diagonal, at = _diagonal(tab), self._places(t, h, _nodes(tab))
 
         def pull(i, l):
-            stage = lambda Y: F(_pick(at, i), Y, p)
+            stage = lambda Y: F(at[i], Y, p)
             if diagonal[i]:
                 J = jax.jacfwd(stage)(Ys[i])
                 l = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - h * diagonal[i] * J).T, l)
@@ -193,7 +194,8 @@ class DiffraxStepper:
         return _stages_back(F, tab, at, Ys, K, p, h, mu, pull)
 
     def _places(self, t, h, nodes):
-        return self.places(t + h * jnp.asarray(nodes, h.dtype))
+        found = self.places(t + h * jnp.asarray(nodes, h.dtype))
+        return [_pick(found, i) for i in range(len(nodes))]
 
     def _term(self, F):
         """F for diffrax, which knows of times alone."""
@@ -232,14 +234,30 @@ def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
         ls[i], ms[i] = pull(i, h * l)
         # What an implicit stage adds: h a_ii k_i moves Y_i.
         along = along + ks[i] * (l + float(diagonal[i]) * ms[i] if diagonal[i] else l)
+    g_t = g_c = jnp.zeros_like(h)
+    g_p = jax.tree.map(jnp.zeros_like, p)
     rows = lambda *operands: pull_params(F, *operands)
-    g_at, g_p = apart(h, rows, at, jnp.stack(Ys), p, jnp.stack(ls))
-    g_c = jnp.sum(jnp.asarray(_nodes(tab)[:count], h.dtype) * g_at)
-    return StepAdjoint(sum(ms, mu), g_p, jnp.sum(g_at), jnp.sum(along) + g_c)
+    for some in _groups(range(count), mu, p):
+        operands = (_stack(at, some), _stack(Ys, some), p, _stack(ls, some))
+        g_at, more = apart(h, rows, *operands)
+        nodes = jnp.asarray([_nodes(tab)[i] for i in some], h.dtype)
+        g_t, g_c = g_t + jnp.sum(g_at), g_c + jnp.sum(nodes * g_at)
+        g_p = jax.tree.map(jnp.add, g_p, more)
+    return StepAdjoint(sum(ms, mu), g_p, g_t, jnp.sum(along) + g_c)
+
+
+def _groups(stages: Any, y: Any, p: Any) -> list[Any]:
+    """The numbers of stages, divided into groups that have one vjp in the parameters each.
+
+    A vjp takes memory for evaluating F at all stages of its group, and for another gradient of p: all
+    stages are one group where p is large.
+    """
+    large = Layout.of(p).size > 4 * len(y)
+    return np.array_split(np.asarray(stages), 1 if large else math.isqrt(len(stages)))
 
 
 def pull_params(F: Field, at: Any, Ys: Any, p: Any, ls: Any) -> tuple[Any, Any]:
-    """The gradients of ``sum_i <l_i, F(t_i, Y_i, p)>`` in the times and in p, of all stages at once."""
+    """The gradients of ``sum_i <l_i, F(t_i, Y_i, p)>`` in the times and in p, of several stages at once."""
     return pull_back(lambda at, p: jax.vmap(F, (0, 0, None))(at, Ys, p), at, p)[1](ls)
 
 
@@ -258,17 +276,13 @@ def apart(h: Any, fn: Callable[..., Any], *operands: Any) -> Any:
     return jax.lax.cond(h == h, fn, nan, *operands)
 
 
-def _pick(at, i):
-    return jax.tree.map(lambda a: a[i], at)
+def _slope(F, at, y, p, h):
+    return apart(h, F, at, y, p)
 
 
-def _slope(F, at, i, y, p, h):
-    return apart(h, lambda at, y, p: F(_pick(at, i), y, p), at, y, p)
-
-
-def _slope_back(F, at, i, y, p, l, h):
+def _slope_back(F, at, y, p, l, h):
     """The adjoint of F's derivative in y, applied to l."""
-    back = lambda at, y, p, l: pull_back(lambda y: F(_pick(at, i), y, p), y)[1](l)[0]
+    back = lambda at, y, p, l: pull_back(lambda y: F(at, y, p), y)[1](l)[0]
     return apart(h, back, at, y, p, l)
 
 
@@ -298,12 +312,26 @@ def _stage_states(tab, y, ks):
     return [y + _combine(row, list(ks)) for row in rows]
 
 
-def _stages(at, weights, Ys):
-    some = np.flatnonzero(weights)
-    runs = np.split(some, np.flatnonzero(np.diff(some) > 1) + 1)  # slices are faster than a gather
-    pick = lambda a: jnp.concatenate([a[run[0] : run[-1] + 1] for run in runs])
-    b = jnp.asarray([float(weights[i]) for i in some], Ys[0].dtype)
-    return jax.tree.map(pick, at), b, jnp.stack([Ys[i] for i in some])
+def _stages(at, weights, Ys, p):
+    weigh = lambda some: jnp.asarray([float(weights[i]) for i in some], Ys[0].dtype)
+    groups = _groups(np.flatnonzero(weights), Ys[0], p)
+    return [(_stack(at, some), weigh(some), _stack(Ys, some)) for some in groups]
+
+
+def _stack(trees, some):
+    """Those with the given numbers, stacked."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trees[i] for i in some))
+
+
+def _places(places, t, h, nodes):
+    """What F gets in place of its time at each node; found once for nodes that are equal."""
+    few, which = np.unique(nodes, return_inverse=True)
+    found = places(_stage_times(t, h, few))
+    return [_pick(found, i) for i in which]
+
+
+def _pick(at, i):
+    return jax.tree.map(lambda a: a[i], at)
 
 
 def _stage_times(t, h, nodes):
