@@ -34,8 +34,8 @@ class Backsolve(AdjointMethod):
 
     **Arguments**: `drift`: by default the square root of rtol (of 1e-6 for equal steps).
 
-    **Cost**: one solve of a system of twice the state; a step costs a vjp of f in y for each stage, and one
-    in the parameters for all stages at once. **Memory**: a few states, however many steps.
+    **Cost**: one solve of a system of twice the state; a step costs a vjp of f in y for each stage, and a
+    few in the parameters, of several stages at once. **Memory**: a few states, however many steps.
 
     Source: R. T. Q. Chen et al. 2018, arXiv:1806.07366.
 

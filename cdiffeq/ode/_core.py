@@ -16,6 +16,7 @@ from cdiffeq.ode._flow import Problem, flow
 from cdiffeq.ode._march import Code, Report
 from cdiffeq.ode._real import realify, split
 from cdiffeq.ode._solution import Solution, Stats
+from cdiffeq.ode._steppers import is_split
 from cdiffeq.wirtinger._linear_map import hoist
 
 
@@ -34,7 +35,9 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
     """
     stepping, adjoint, dense, throw, moving = static.value
     f, event, cost = functions
-    _check_field(f, ts, y0, args)
+    first, second = f if is_split(stepping.stepper.tableau) else (f, None)
+    for name, part in [("f", first)] if second is None else [("f[0]", first), ("f[1]", second)]:
+        _check_field(name, part, ts, y0, args)
     zero_cost = None if cost is None else _zero_cost(cost, ts, y0, args)
     state = (y0, zero_cost)
     layout = Layout.of(state)
@@ -47,9 +50,12 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
         y, _ = layout.unpack(flat)
         full = eqx.combine(moving, still, rest)
         t = direction * s
-        dy = _like(f(t, y, full), y0)
         dcost = None if cost is None else _like(cost(t, y, full), zero_cost)
-        return direction * layout.pack((dy, dcost))
+        flat = layout.pack((_like(first(t, y, full), y0), dcost))
+        if second is not None:  # the implicit part, of a field that a `SplitField` is made of
+            nothing = jax.tree.map(jnp.zeros_like, zero_cost)
+            flat = jnp.stack([flat, layout.pack((_like(second(t, y, full), y0), nothing))])
+        return direction * flat
 
     def trigger(s, flat, moving, still, direction):
         y, _ = layout.unpack(flat)
@@ -113,30 +119,30 @@ def _close(fn: Callable[..., Any], operands: tuple[Any, ...]) -> tuple[Any, Any,
     return closed, split((some(True), tracer)), (some(False), fixed_arrays, direction)
 
 
-def _check_field(f: Any, ts: Any, y0: Any, args: Any) -> None:
+def _check_field(name: str, f: Any, ts: Any, y0: Any, args: Any) -> None:
     """Refuses a field whose value isn't shaped like the state, leaf by leaf."""
     dy = eqx.filter_eval_shape(f, ts[0], y0, args)
     if jax.tree.structure(dy) != jax.tree.structure(y0):
         raise TypeError(
-            f"f must return the structure of y0, {jax.tree.structure(y0)}; got {jax.tree.structure(dy)}."
+            f"{name} must return the structure of y0, {jax.tree.structure(y0)}; got {jax.tree.structure(dy)}."
         )
     pairs = zip(jax.tree_util.tree_leaves_with_path(y0), jax.tree.leaves(dy), strict=True)
     for (path, y), d in pairs:
         where = jax.tree_util.keystr(path)
         if jnp.shape(d) != y.shape:
             raise ValueError(
-                f"f returns shape {jnp.shape(d)} for y{where}, whose initial value has shape {y.shape}."
+                f"{name} returns shape {jnp.shape(d)} for y{where}, whose initial value has shape {y.shape}."
             )
         dtype = jnp.result_type(d)
         if is_complex(dtype) and not is_complex(y.dtype):
             raise TypeError(
-                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: make y0 complex, for example "
-                "y0 + 0j."
+                f"{name} returns {dtype} for y{where}, but y0{where} is {y.dtype}: make y0 complex, for "
+                "example y0 + 0j."
             )
         if jnp.finfo(jnp.result_type(dtype, y.dtype)).bits != jnp.finfo(y.dtype).bits:
             raise TypeError(
-                f"f returns {dtype} for y{where}, but y0{where} is {y.dtype}: give y0 and all that f uses "
-                "one precision."
+                f"{name} returns {dtype} for y{where}, but y0{where} is {y.dtype}: give y0 and all that f "
+                "uses one precision."
             )
 
 

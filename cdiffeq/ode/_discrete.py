@@ -31,13 +31,13 @@ class Discrete(AdjointMethod):
     between two saved times. The gradient is exact for what was computed, to rounding, however loose the
     tolerance: what an optimizer wants, and the default.
 
-    **Works for** every Runge-Kutta solver of diffrax, explicit or diagonally implicit. **Don't use it**
-    where f is large and the solver implicit (a stage takes a dense factorization of the Jacobian, 2N for N
-    complex numbers).
+    **Works for** every Runge-Kutta solver of diffrax, explicit, diagonally implicit or both. **Don't use
+    it** where f is large and the solver implicit (a stage takes a dense factorization of the Jacobian, 2N
+    for N complex numbers).
 
     **Cost**: about two more forward solves, but one where there are no more than about sqrt(max_steps)
-    steps, whose states are all kept; a vjp of f in y for each stage of each accepted step, and one in the
-    parameters for all stages of a step at once (by `jax.vmap` of f).
+    steps, whose states are all kept; a vjp of f in y for each stage of each accepted step, and a few in
+    the parameters for each step, of several stages at once (by `jax.vmap` of f).
     **Memory**: about 2 sqrt(max_steps) states, and one number for each of max_steps.
 
     Source: A. Sandu 2006, doi:10.1007/11758549_85; the checkpoints are those of A. Griewank 1992,

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from cdiffeq._errors import poison, raise_if
 from cdiffeq.ode._march import Record, Stepping, march
-from cdiffeq.ode._steppers import Field
+from cdiffeq.ode._steppers import Field, SplitField, is_split
 from cdiffeq.wirtinger._rule import adjoint_rule
 
 
@@ -32,9 +32,9 @@ from cdiffeq.wirtinger._rule import adjoint_rule
 class Problem:
     """What is fixed about a solve.
 
-    `field` is ``(t, y, params, fixed) -> dy/dt``; `adjoint` an adjoint method; `throw` whether a backward
-    pass that fails raises, rather than returning NaN; `moving` whether the times may have derivatives: if
-    not, an adjoint method returns zeros for theirs.
+    `field` is ``(t, y, params, fixed) -> dy/dt``, or its two parts, see `SplitField`; `adjoint` an adjoint
+    method; `throw` whether a backward pass that fails raises, rather than returning NaN; `moving` whether the
+    times may have derivatives: if not, an adjoint method returns zeros for theirs.
     """
 
     field: Any
@@ -45,7 +45,8 @@ class Problem:
 
     def with_fixed(self, fixed: Any) -> Field:
         """The field as a function of (t, y, params)."""
-        return lambda t, y, p: self.field(t, y, p, fixed)
+        field = lambda t, y, p: self.field(t, y, p, fixed)
+        return SplitField(field) if is_split(self.stepping.stepper.tableau) else field
 
 
 @adjoint_rule(nondiff=("fixed", "problem"))

@@ -37,7 +37,7 @@ class Interpolated(AdjointMethod):
 
     **Cost**: a forward solve between the checkpoints (none where all states could be kept), one more for the
     interpolation, and the costate: at least one step for each step forward, with a vjp of f in y for each
-    stage, and one in the parameters for all stages of a step at once. **Memory**: `checkpoints` states, as
+    stage, and a few in the parameters, of several stages at once. **Memory**: `checkpoints` states, as
     many as there are steps between two of them, and one number for each of max_steps.
 
     Source: the quadrature is that of C. Rackauckas's GaussAdjoint in SciMLSensitivity (arXiv:2001.04385).

@@ -93,7 +93,7 @@ class Reversible(AdjointMethod):
     steps at l = 0.999 in double precision.
 
     **Cost**: a step costs two of the method's; the gradient another two, two vjps of f in y for each stage,
-    and two in the parameters for all stages of a step at once.
+    and a few in the parameters, of several stages at once.
     **Memory**: a few states, however many steps. Adaptive steps are remembered, a number for each of
     max_steps; equal ones (``stepsize=h``) aren't, and the memory doesn't grow at all.
 

@@ -21,11 +21,11 @@ from cdiffeq.ode._interpolated import Interpolated
 from cdiffeq.ode._march import Code, Stepping
 from cdiffeq.ode._method import AdjointMethod
 from cdiffeq.ode._solution import Solution
-from cdiffeq.ode._steppers import make_stepper
+from cdiffeq.ode._steppers import is_split, make_stepper
 
 
 def solve(
-    f: Callable[[Any, Any, Any], Any],
+    f: Callable[[Any, Any, Any], Any] | tuple[Callable[[Any, Any, Any], Any], ...],
     y0: PyTree[Any],
     ts: Any,
     args: PyTree[Any] = None,
@@ -54,13 +54,14 @@ def solve(
     **Arguments**
 
     - `f`: the vector field ``(t, y, args) -> dy/dt``; it needn't be holomorphic. May be an Equinox module,
-      and may close over arrays.
+      and may close over arrays. An implicit-explicit solver (KenCarp3 to 5, Sil3) takes a pair
+      ``(explicit, implicit)`` of such functions, whose sum is dy/dt.
     - `y0`: the initial state: any pytree of real and complex floating arrays of one precision.
     - `ts`: times at which the state is wanted, shape (time,), ascending or descending; the solve runs from
       the first to the last. f may jump at any of them: no step goes across.
     - `args`: any pytree: arrays, numbers, callables, Equinox modules.
-    - `solver`: a solver of diffrax, explicit or diagonally implicit. By default Tsit5, for rtol below 1e-6
-      Dopri8, and Kvaerno5 with Newton's method where ``stiff=True``.
+    - `solver`: a solver of diffrax, explicit, diagonally implicit or both. By default Tsit5, for rtol
+      below 1e-6 Dopri8, and Kvaerno5 with Newton's method where ``stiff=True``.
     - `rtol`, `atol`: tolerances of one step: its error stays below ``atol + rtol |y|`` in the root mean
       square over all real numbers of the state.
     - `stepsize`: a diffrax `PIDController`; or a float: steps of equal size, no longer than that.
@@ -114,7 +115,19 @@ def solve(
         raise ValueError(
             f"dense=True keeps every step, and needs adjoint=Discrete(); got {adjoint!r}."
         )
-    for name, fn in (("f", f), ("event", event), ("cost", cost)):
+    functions: list[tuple[str, Any]] = [("f", f)]
+    if is_split(stepper.tableau):
+        if not isinstance(f, tuple | list) or len(f) != 2:
+            raise TypeError(
+                f"f must be a pair of functions (explicit, implicit), whose sum is dy/dt, for "
+                f"{type(solver).__name__}, an implicit-explicit method; got {type(f).__name__}."
+            )
+        if not isinstance(adjoint, Discrete):
+            raise TypeError(
+                f"adjoint must be Discrete() for an implicit-explicit method, got {adjoint!r}."
+            )
+        functions = [("f[0]", f[0]), ("f[1]", f[1])]
+    for name, fn in (*functions, ("event", event), ("cost", cost)):
         if fn is not None and not callable(fn):
             raise TypeError(f"{name} must be a function (t, y, args), got {type(fn).__name__}.")
     stepping = Stepping(
@@ -153,10 +166,11 @@ def _solver(solver: Any, rtol: float, atol: float, stiff: bool) -> Any:
             f"solver must be a solver of diffrax, such as diffrax.Tsit5(), got {solver!r}."
         )
     known = isinstance(solver, diffrax.AbstractRungeKutta | diffrax.Euler | diffrax.ImplicitEuler)
-    if not known or solver.term_structure is not diffrax.AbstractTerm:
+    ordinary = solver.term_structure is diffrax.AbstractTerm
+    if not known or not (ordinary or is_split(getattr(solver, "tableau", None))):
         raise TypeError(
             f"solver={type(solver).__name__}() isn't supported: use a Runge-Kutta method for ordinary "
-            "differential equations, explicit or diagonally implicit, Euler() or ImplicitEuler()."
+            "differential equations, explicit, diagonally implicit or both, Euler() or ImplicitEuler()."
         )
     return solver
 
@@ -190,8 +204,13 @@ def _with_tolerances(solver: Any, rtol: Any, atol: Any) -> Any:
     root_finder = getattr(solver, "root_finder", None)
     wanted = {"rtol": rtol, "atol": atol, "norm": optimistix.rms_norm}
     open_ = [name for name in wanted if getattr(root_finder, name, None) is use_stepsize_tol]
+    if not open_:
+        return solver
+    if is_split(getattr(solver, "tableau", None)) and isinstance(root_finder, diffrax.VeryChord):
+        # diffrax's default, a chord method, gives up at every step of some problems, in its own solve, too.
+        return eqx.tree_at(lambda s: s.root_finder, solver, optimistix.Newton(rtol=rtol, atol=atol))
     where = lambda s: [getattr(s.root_finder, name) for name in open_]
-    return eqx.tree_at(where, solver, [wanted[name] for name in open_]) if open_ else solver
+    return eqx.tree_at(where, solver, [wanted[name] for name in open_])
 
 
 def _error(code: Any, time: Any, max_steps: Any) -> Exception:

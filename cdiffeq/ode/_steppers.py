@@ -8,7 +8,11 @@ For a costate mu of y+ the adjoint of the step goes through the stages backward:
     mu- = mu + sum_i m_i
 
 so each stage costs one evaluation of F with its vjp. A diagonally implicit stage,
-``Y_i = ... + h a_ii k_i``, has ``l_i`` replaced by the solution of ``(1 - h a_ii J_i^T) l = l_i``.
+``Y_i = ... + h a_ii k_i``, has ``m_i`` replaced by the solution of ``(1 - h a_ii J_i^T) m = m_i``, and to
+``l_i`` is added ``h a_ii m_i``.
+
+An implicit-explicit method has F in two parts, with a tableau each: k_i and l_i are pairs, and J_i is that
+of the implicit part.
 
 Source: E. Hairer, G. Wanner, C. Lubich 2006, Geometric Numerical Integration, VI.10; A. Sandu 2006,
 doi:10.1007/11758549_85. The tableaus are diffrax's.
@@ -34,6 +38,16 @@ from cdiffeq.wirtinger._linear_map import pull_back
 Field = Callable[
     [Any, Any, Any], Any
 ]  # (t, y, p) -> dy/dt, all real vectors but for the parameters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitField:
+    """A field in two parts, (t, y, p) -> (explicit, implicit), shape (2, N); called, it is their sum."""
+
+    parts: Callable[[Any, Any, Any], Any]
+
+    def __call__(self, t: Any, y: Any, p: Any) -> Any:
+        return jnp.sum(self.parts(t, y, p), axis=0)
 
 
 class Step(NamedTuple):
@@ -149,14 +163,13 @@ class DiffraxStepper:
     places: Callable[[Any], Any] = _themselves  # see ExplicitStepper
 
     @property
-    def tableau(self) -> diffrax.ButcherTableau | None:
-        tableau = getattr(self.solver, "tableau", None)
-        return tableau if isinstance(tableau, diffrax.ButcherTableau) else None
+    def tableau(self) -> diffrax.ButcherTableau | diffrax.MultiButcherTableau | None:
+        return getattr(self.solver, "tableau", None)
 
     @property
     def evaluations(self) -> int:
         """The least that a step evaluates F; an implicit one adds its Newton iterations."""
-        return self.tableau.num_stages if self.tableau is not None else 1
+        return len(_nodes(self.tableau)) if self.tableau is not None else 1
 
     def init(self, F: Field, t: Any, y: Any, p: Any) -> Any:
         return self.solver.init(self._term(F), t, t + 1, y, p)
@@ -170,28 +183,35 @@ class DiffraxStepper:
         )
         tab = self.tableau
         if tab is None:  # the trapezoidal rule
-            nodes, weights, Ys = [0.0, 1.0], np.array([0.5, 0.5]), [y, y1]
+            stages = _stages(self._places(t, h, [0.0, 1.0]), np.array([0.5, 0.5]), [y, y1], p)
+        elif is_split(
+            tab
+        ):  # whose parts may have weights that differ: no adjoint method asks for them
+            stages = []
         else:
-            nodes, weights, Ys = _nodes(tab), tab.b_sol, _stage_states(tab, y, dense["k"])
-        stages = _stages(self._places(t, h, nodes), weights, Ys, p)
+            Ys = _stage_states(tab, y, dense["k"])
+            stages = _stages(self._places(t, h, _nodes(tab)), _tableaus(tab)[0].b_sol, Ys, p)
         return Step(y1, error, carry, result == diffrax.RESULTS.successful, stages, dense)
 
     def adjoint_step(self, F: Field, t: Any, h: Any, y: Any, p: Any, mu: Any) -> StepAdjoint:
         tab = self.tableau
         assert tab is not None, "only for Runge-Kutta methods"
-        dense = self.step(F, t, h, y, p, self.init(F, t, y, p)).dense
-        Ys = _stage_states(tab, y, dense["k"])
+        k = self.step(F, t, h, y, p, self.init(F, t, y, p)).dense["k"]
+        Ys, K = _stage_states(tab, y, k), jnp.stack(k, axis=1) if is_split(tab) else k
         diagonal, at = _diagonal(tab), self._places(t, h, _nodes(tab))
+        whole = F.parts if isinstance(F, SplitField) else F
 
         def pull(i, l):
-            stage = lambda Y: F(at[i], Y, p)
-            if diagonal[i]:
-                J = jax.jacfwd(stage)(Ys[i])
-                l = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - h * diagonal[i] * J).T, l)
-            return l, pull_back(stage, Ys[i])[1](l)[0]
+            stage = lambda Y: whole(at[i], Y, p)
+            m = pull_back(stage, Ys[i])[1](l)[0]
+            if np.any(diagonal[i]):
+                a = h * float(np.max(diagonal[i]))
+                J = jax.jacfwd(lambda Y: stage(Y)[1] if is_split(tab) else stage(Y))(Ys[i])
+                m = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - a * J).T, m)
+                l = l + h * _each(diagonal[i], m)
+            return l, m
 
-        K = dense["k"] / jnp.where(h == 0, 1, h)
-        return _stages_back(F, tab, at, Ys, K, p, h, mu, pull)
+        return _stages_back(whole, tab, at, Ys, K / jnp.where(h == 0, 1, h), p, h, mu, pull)
 
     def _places(self, t, h, nodes):
         found = self.places(t + h * jnp.asarray(nodes, h.dtype))
@@ -200,7 +220,10 @@ class DiffraxStepper:
     def _term(self, F):
         """F for diffrax, which knows of times alone."""
         at = lambda t: _pick(self.places(jnp.asarray(t)[None]), 0)
-        return diffrax.ODETerm(lambda t, y, p: F(at(t), y, p))
+        if not is_split(self.tableau):
+            return diffrax.ODETerm(lambda t, y, p: F(at(t), y, p))
+        part = lambda i: diffrax.ODETerm(lambda t, y, p: F.parts(at(t), y, p)[i])
+        return diffrax.MultiTerm(part(0), part(1))
 
 
 def make_stepper(solver: Any) -> ExplicitStepper | DiffraxStepper:
@@ -225,25 +248,26 @@ def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
 
     The length of the step moves y+ by ``sum_i <k_i, l_i> / h``, beside the times of the stages.
     """
-    count, diagonal = len(Ys), _diagonal(tab)
+    count, nodes, diagonal = len(Ys), _nodes(tab), _diagonal(tab)
     ls, ms = [mu] * count, [mu] * count
-    along = jnp.zeros_like(mu)
+    along = jnp.zeros_like(h)
     for i in reversed(range(count)):
-        later = range(i + 1, count)
-        l = _combine([tab.b_sol[i], *(_a(tab, j, i) for j in later)], [mu, *(ms[j] for j in later)])
+        l = _column(tab, i, mu, ms)
         ls[i], ms[i] = pull(i, h * l)
         # What an implicit stage adds: h a_ii k_i moves Y_i.
-        along = along + ks[i] * (l + float(diagonal[i]) * ms[i] if diagonal[i] else l)
+        along = along + jnp.sum(
+            ks[i] * (l + _each(diagonal[i], ms[i]) if np.any(diagonal[i]) else l)
+        )
     g_t = g_c = jnp.zeros_like(h)
     g_p = jax.tree.map(jnp.zeros_like, p)
     rows = lambda *operands: pull_params(F, *operands)
     for some in _groups(range(count), mu, p):
         operands = (_stack(at, some), _stack(Ys, some), p, _stack(ls, some))
         g_at, more = apart(h, rows, *operands)
-        nodes = jnp.asarray([_nodes(tab)[i] for i in some], h.dtype)
-        g_t, g_c = g_t + jnp.sum(g_at), g_c + jnp.sum(nodes * g_at)
+        c = jnp.asarray([nodes[i] for i in some], h.dtype)
+        g_t, g_c = g_t + jnp.sum(g_at), g_c + jnp.sum(c * g_at)
         g_p = jax.tree.map(jnp.add, g_p, more)
-    return StepAdjoint(sum(ms, mu), g_p, g_t, jnp.sum(along) + g_c)
+    return StepAdjoint(sum(ms, mu), g_p, g_t, along + g_c)
 
 
 def _groups(stages: Any, y: Any, p: Any) -> list[Any]:
@@ -286,17 +310,38 @@ def _slope_back(F, at, y, p, l, h):
     return apart(h, back, at, y, p, l)
 
 
+def is_split(tab: Any) -> bool:
+    """Whether a tableau is that of an implicit-explicit method, which steps a `SplitField`."""
+    return isinstance(tab, diffrax.MultiButcherTableau)
+
+
+def _tableaus(tab):
+    """The tableaus of the parts of F: one, or that of the explicit and that of the implicit part."""
+    return tab.tableaus if is_split(tab) else (tab,)
+
+
 def _nodes(tab):
-    return [0.0, *(float(c) for c in tab.c)]
+    return [0.0, *(float(c) for c in _tableaus(tab)[0].c)]  # the same for both parts
 
 
 def _diagonal(tab):
-    return np.zeros(tab.num_stages) if tab.a_diagonal is None else tab.a_diagonal
+    """The a_ii; for two parts a pair for each stage."""
+    few = [np.zeros(t.num_stages) if t.a_diagonal is None else t.a_diagonal for t in _tableaus(tab)]
+    return few[0] if len(few) == 1 else np.stack(few, axis=1)
 
 
-def _a(tab, i, j):
-    """The entry a_ij below the diagonal."""
-    return tab.a_lower[i - 1][j]
+def _each(a, v):
+    """a v for a number, and for a pair of numbers both products, shape (2, N)."""
+    return jnp.tensordot(jnp.asarray(a, v.dtype), v, axes=0)
+
+
+def _column(tab, i, mu, ms):
+    """b_i mu + sum_{j>i} a_ji m_j, for each part of F."""
+    if is_split(tab):
+        return jnp.stack([jnp.zeros_like(mu) + _column(part, i, mu, ms) for part in tab.tableaus])
+    later = range(i + 1, len(ms))
+    weights = [tab.b_sol[i], *(tab.a_lower[j - 1][i] for j in later)]
+    return _combine(weights, [mu, *(ms[j] for j in later)])
 
 
 def _combine(weights, ks):
@@ -306,7 +351,11 @@ def _combine(weights, ks):
 
 
 def _stage_states(tab, y, ks):
-    """The states Y_i of the stages, from h k_i."""
+    """The states Y_i of the stages, from h k_i; for two parts ks is a pair."""
+    if is_split(tab):
+        zero = jnp.zeros_like(y)
+        moves = [_stage_states(t, zero, k) for t, k in zip(tab.tableaus, ks, strict=True)]
+        return [y + first + second for first, second in zip(*moves, strict=True)]
     diagonal = _diagonal(tab)
     rows = [[diagonal[0]], *([*a, d] for a, d in zip(tab.a_lower, diagonal[1:], strict=True))]
     return [y + _combine(row, list(ks)) for row in rows]

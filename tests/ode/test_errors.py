@@ -51,7 +51,27 @@ WRAPPED = (ValueError, RuntimeError, jax.errors.JaxRuntimeError)
             TypeError,
             r"solver=ReversibleHeun\(\) isn't supported",
         ),
-        (lambda: cd.ode.solve(F, 1j, TS, solver=diffrax.KenCarp4()), TypeError, "isn't supported"),
+        (
+            lambda: cd.ode.solve(F, 1j, TS, solver=diffrax.KenCarp4()),
+            TypeError,
+            r"f must be a pair of functions \(explicit, implicit\).*KenCarp4.*got function",
+        ),
+        (
+            lambda: cd.ode.solve((F, 1), 1j, TS, solver=diffrax.KenCarp4()),
+            TypeError,
+            r"'f'|f\[1\] must be a function",
+        ),
+        (
+            lambda: cd.ode.solve((F, lambda *_: jnp.ones(2)), 1j, TS, solver=diffrax.KenCarp4()),
+            ValueError,
+            r"f\[1\] returns shape \(2,\)",
+        ),
+        (
+            lambda: cd.ode.solve((F, F), 1j, TS, solver=diffrax.KenCarp4(), adjoint=cd.ode.Backsolve()),
+            TypeError,
+            r"adjoint must be Discrete\(\) for an implicit-explicit method, got Backsolve",
+        ),
+        (lambda: cd.ode.solve((F, F), 1j, TS), TypeError, "f must be a function"),
         (lambda: cd.ode.solve(F, 1j, TS, solver=diffrax.Euler()), ValueError, "stepsize=0.01"),
         (lambda: cd.ode.solve(F, 1j, TS, stepsize=-0.1), ValueError, "stepsize must be positive"),
         (

@@ -94,14 +94,16 @@ def test_batches_and_compilation(name: str):
 
 
 @pytest.mark.slow
-def test_single_precision():
+@pytest.mark.parametrize("solver", [diffrax.Bosh3(), diffrax.Kvaerno3()])
+def test_single_precision(solver):
     single = lambda x: x.astype(jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32)
     y0, ts, p = jax.tree.map(single, (Y0, TS, P))
-    f = lambda y0, p: solve(y0, ts, p, rtol=1e-4, atol=1e-5, stepsize=0.05).ys
+    options = dict(solver=solver, rtol=1e-4, atol=1e-5, stepsize=0.05)
+    f = lambda y0, p: solve(y0, ts, p, **options).ys
     ys = f(y0, p)
     assert (ys["z"].dtype, ys["n"].dtype) == (jnp.complex64, jnp.float32)
     check_rule(f, y0, p, rtol=1e-3)
-    g = jax.grad(lambda ts: jnp.sum(solve(y0, ts, p, rtol=1e-4, stepsize=0.05).ys["n"]))(ts)
+    g = jax.grad(lambda ts: jnp.sum(solve(y0, ts, p, **options).ys["n"]))(ts)
     assert g.dtype == jnp.float32
 
 

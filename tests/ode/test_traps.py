@@ -46,10 +46,9 @@ def test_a_control_term_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["KenCarp4", "Sil3", "ReversibleHeun"])
-def test_solvers_that_are_not_right_are_refused(solver: str):
-    with pytest.raises(TypeError, match=f"{solver}.*isn't supported"):
-        cd.ode.solve(KERR, 1 + 0j, [0.0, 1.0], solver=getattr(diffrax, solver)())
+def test_a_solver_that_is_not_right_is_refused():
+    with pytest.raises(TypeError, match=r"ReversibleHeun.*isn't supported"):
+        cd.ode.solve(KERR, 1 + 0j, [0.0, 1.0], solver=diffrax.ReversibleHeun())
 
 
 @pytest.mark.slow
