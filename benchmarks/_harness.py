@@ -121,9 +121,13 @@ class Problem:
         return figures[f"{self.calibrate_on}_error"] <= self.target
 
 
-def decades(loosest: int, tightest: int) -> tuple[float, ...]:
-    """The powers of ten `10**loosest, ..., 10**tightest`, exponents falling by one."""
-    return tuple(float(f"1e{exponent}") for exponent in range(loosest, tightest - 1, -1))
+def decades(loosest: int, tightest: int, digits: tuple[int, ...] = (1,)) -> tuple[float, ...]:
+    """The powers of ten `10**loosest, ..., 10**tightest`, exponents falling by one, times each of the digits.
+
+    With ``digits=(5, 2, 1)`` that is 5, 2 and 1 times the first power, then 5, 2 and 1 times the next.
+    """
+    exponents = range(loosest, tightest - 1, -1)
+    return tuple(float(f"{digit}e{exponent}") for exponent in exponents for digit in digits)
 
 
 def problem_names() -> list[str]:

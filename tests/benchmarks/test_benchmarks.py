@@ -205,6 +205,11 @@ def test_real_and_complex_velocities_are_the_same(name):
     np.testing.assert_allclose(x + 1j * y, expected, rtol=1e-12)
 
 
+def test_tolerances_between_powers_of_ten():
+    assert _harness.decades(-6, -7) == (1e-6, 1e-7)
+    assert _harness.decades(-6, -7, (5, 2, 1)) == (5e-6, 2e-6, 1e-6, 5e-7, 2e-7, 1e-7)
+
+
 def test_the_loosest_sufficient_tolerance_is_taken():
     problem = _problem()
     instance = problem.instance(1)
