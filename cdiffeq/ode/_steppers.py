@@ -35,9 +35,8 @@ from jaxtyping import Array, Bool, Float, PyTree, Real
 from cdiffeq._flat import Layout
 from cdiffeq.wirtinger._linear_map import pull_back
 
-Field = Callable[
-    [Any, Any, Any], Any
-]  # (t, y, p) -> dy/dt, all real vectors but for the parameters
+# (t, y, p) -> dy/dt, all real vectors but for the parameters
+Field = Callable[[Any, Any, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,9 +183,7 @@ class DiffraxStepper:
         tab = self.tableau
         if tab is None:  # the trapezoidal rule
             stages = _stages(self._places(t, h, [0.0, 1.0]), np.array([0.5, 0.5]), [y, y1], p)
-        elif is_split(
-            tab
-        ):  # whose parts may have weights that differ: no adjoint method asks for them
+        elif is_split(tab):  # no one weight for both parts, and no adjoint method that asks for it
             stages = []
         else:
             Ys = _stage_states(tab, y, dense["k"])
@@ -255,9 +252,9 @@ def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
         l = _column(tab, i, mu, ms)
         ls[i], ms[i] = pull(i, h * l)
         # What an implicit stage adds: h a_ii k_i moves Y_i.
-        along = along + jnp.sum(
-            ks[i] * (l + _each(diagonal[i], ms[i]) if np.any(diagonal[i]) else l)
-        )
+        if np.any(diagonal[i]):
+            l = l + _each(diagonal[i], ms[i])
+        along = along + jnp.sum(ks[i] * l)
     g_t = g_c = jnp.zeros_like(h)
     g_p = jax.tree.map(jnp.zeros_like, p)
     rows = lambda *operands: pull_params(F, *operands)
