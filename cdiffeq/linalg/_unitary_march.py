@@ -103,21 +103,23 @@ def exponential_march(
         return jax.lax.fori_loop(1, pairs, add_two, start)[2]
 
     def go_on(i, state):
-        psi, lam, gradient = state
-        # One after the other: side by side they would need more memory.
-        psis = stretch(i, psi)
-        psis, lam = jax.lax.optimization_barrier((psis, lam))
-        lams = stretch(i, lam)
+        # In one array, so that the costate waits for the state, and what the next stretch starts from for
+        # the pull-back: on a CPU XLA computes early, and keeps, what doesn't have to wait.
+        nodes, gradient = state
+        for j in range(2):
+            nodes = nodes.at[j].set(stretch(i, nodes[j, -1]))
         weights = march.weights[level, i] / plan.parts
 
         def add_pulled(q, gradient):
-            L = multiplied(weights[q], 1j * lams[q])
-            return jax.tree.map(jnp.add, gradient, pull(L, psis[q]))
+            L = multiplied(weights[q], 1j * nodes[1, q])
+            return jax.tree.map(jnp.add, gradient, pull(L, nodes[0, q]))
 
-        gradient = jax.lax.fori_loop(0, _NODES, add_pulled, gradient)
-        return psis[-1], lams[-1], gradient
+        return nodes, jax.lax.fori_loop(0, _NODES, add_pulled, gradient)
 
     one = lambda _, state: jax.lax.fori_loop(0, march.stretches[level], go_on, state)
-    psi, lam, gradient = jax.lax.fori_loop(0, plan.parts, one, (psi, lam, zeros))
+    # State and costate at the nodes of a stretch; the next one starts from the last of them.
+    nodes = jnp.broadcast_to(jnp.stack([psi, lam])[:, None], (2, _NODES, *psi.shape))
+    nodes, gradient = jax.lax.fori_loop(0, plan.parts, one, (nodes, zeros))
     phase = jnp.exp(1j * plan.center.astype(march.g.dtype)).astype(psi.dtype)
-    return phase * psi, phase * lam, gradient
+    psi, lam = phase * nodes[:, -1]
+    return psi, lam, gradient

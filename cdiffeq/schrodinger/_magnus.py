@@ -88,7 +88,7 @@ class Chebyshev(eqx.Module):
     for an operator whose bounds are known better). Its error is rounding alone (H. Tal-Ezer and R. Kosloff
     1984, doi:10.1063/1.448136). A gradient takes two products more for each, for state and costate run
     backward, and the products of all operators with a dozen vectors for each exponential, in the memory of
-    about 40 states. Beyond 2^17 amplitudes it takes that of 9, or of 12 where the numbers of the operators
+    about 40 states. Beyond 2^17 amplitudes it takes that of 8, or of 10 where the numbers of the operators
     are traced, and about four times as many products.
 
     >>> chain = cd.spin_chain(3, {"ZZ": 1.0})

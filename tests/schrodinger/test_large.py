@@ -254,5 +254,5 @@ def test_memory_of_large_systems(monkeypatch):
     traced = lambda c: [cd.spin_chain(spins, {s: c[i]}) for i, s in enumerate(("ZZ", "X", "Z"))]
     assert temporary(known) < 45 * state
     monkeypatch.setattr(_matrix_free, "_LARGE", 0)
-    assert temporary(known) < 10 * state
-    assert temporary(traced) < 13 * state
+    assert temporary(known) < 8.5 * state
+    assert temporary(traced) < 10.5 * state
