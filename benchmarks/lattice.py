@@ -202,7 +202,7 @@ def _torchdiffeq(instance: Instance, tolerance: float) -> Program:
 
 
 # Finer than powers of ten: 1e-8 is just enough for some methods, and just not for others.
-TOLERANCES = decades(-7, -11, (5, 2, 1))
+TOLERANCES = decades(-7, -11, (7, 5, 3, 2, 1))
 
 PROBLEM = Problem(
     title="Nonlinear Schroedinger lattice, 64 sites: gradient in 64 complex hoppings",
