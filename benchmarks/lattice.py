@@ -134,7 +134,7 @@ def _cdiffeq(adjoint: str) -> Build:
     return build
 
 
-def _diffrax(solver: str, adjoint: str = "RecursiveCheckpointAdjoint", real: bool = False) -> Build:
+def _diffrax(adjoint: str = "RecursiveCheckpointAdjoint", real: bool = False) -> Build:
     def build(instance: Instance, tolerance: float) -> Program:
         import diffrax
         import jax.numpy as jnp
@@ -147,7 +147,7 @@ def _diffrax(solver: str, adjoint: str = "RecursiveCheckpointAdjoint", real: boo
                 z0, c = np.stack([z0.real, z0.imag]), jnp.stack([c.real, c.imag])
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(lambda t, z, c: field(jnp, z, c)),
-                getattr(diffrax, solver)(),
+                diffrax.Dopri8(),
                 t0=0.0,
                 t1=instance.time,
                 dt0=None,
@@ -219,11 +219,10 @@ PROBLEM = Problem(
         "cdiffeq-interpolated": Method(_cdiffeq("Interpolated"), ("cdiffeq",), TOLERANCES),
         "cdiffeq-backsolve": Method(_cdiffeq("Backsolve"), ("cdiffeq",), TOLERANCES),
         "cdiffeq-reversible": Method(_cdiffeq("Reversible"), ("cdiffeq",), TOLERANCES),
-        "diffrax-tsit5": Method(_diffrax("Tsit5"), ("diffrax",), TOLERANCES),
-        "diffrax-dopri8": Method(_diffrax("Dopri8"), ("diffrax",), TOLERANCES),
-        "diffrax-dopri8-real": Method(_diffrax("Dopri8", real=True), ("diffrax",), TOLERANCES),
+        "diffrax-dopri8": Method(_diffrax(), ("diffrax",), TOLERANCES),
+        "diffrax-dopri8-real": Method(_diffrax(real=True), ("diffrax",), TOLERANCES),
         "diffrax-backsolve-real": Method(
-            _diffrax("Dopri8", "BacksolveAdjoint", real=True), ("diffrax",), TOLERANCES
+            _diffrax("BacksolveAdjoint", real=True), ("diffrax",), TOLERANCES
         ),
         "torchdiffeq": Method(_torchdiffeq, ("torchdiffeq",), TOLERANCES),
     },
