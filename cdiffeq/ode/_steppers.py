@@ -274,7 +274,7 @@ def _groups(stages: Any, y: Any, p: Any) -> list[Any]:
     stages are one group where p is large.
     """
     large = Layout.of(p).size > 4 * len(y)
-    return np.array_split(np.asarray(stages), 1 if large else math.isqrt(len(stages)))
+    return np.array_split(np.asarray(stages), 1 if large else math.ceil(len(stages) / 6))
 
 
 def pull_params(F: Field, at: Any, Ys: Any, p: Any, ls: Any) -> tuple[Any, Any]:
