@@ -138,7 +138,7 @@ class ExplicitStepper:
         Ys, ks = self._stages(F, at, h, y, p, count, None)
 
         def pull(i, l):
-            return l, _slope_back(F, at[i], Ys[i], p, l, h)
+            return _slope_back(F, at[i], Ys[i], p, l, h)
 
         def back(mu):
             return _stages_back(F, tab, at, Ys, ks, p, h, mu, pull)
@@ -205,8 +205,7 @@ class DiffraxStepper:
                 a = h * float(np.max(diagonal[i]))
                 J = jax.jacfwd(lambda Y: stage(Y)[1] if is_split(tab) else stage(Y))(Ys[i])
                 m = jnp.linalg.solve((jnp.eye(len(y), dtype=y.dtype) - a * J).T, m)
-                l = l + h * _each(diagonal[i], m)
-            return l, m
+            return m
 
         return _stages_back(whole, tab, at, Ys, K / jnp.where(h == 0, 1, h), p, h, mu, pull)
 
@@ -241,7 +240,7 @@ def interpolate(solver: Any, t0: Any, t1: Any, dense: dict[str, Any]) -> Any:
 
 
 def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
-    """The stages backward, from their times, states and slopes; ``pull(i, l)`` is (l_i, m_i).
+    """The stages backward, from their times, states and slopes; ``pull(i, l)`` is m_i.
 
     The length of the step moves y+ by ``sum_i <k_i, l_i> / h``, beside the times of the stages.
     """
@@ -250,10 +249,10 @@ def _stages_back(F, tab, at, Ys, ks, p, h, mu, pull) -> StepAdjoint:
     along = jnp.zeros_like(h)
     for i in reversed(range(count)):
         l = _column(tab, i, mu, ms)
-        ls[i], ms[i] = pull(i, h * l)
-        # What an implicit stage adds: h a_ii k_i moves Y_i.
-        if np.any(diagonal[i]):
+        ms[i] = pull(i, h * l)
+        if np.any(diagonal[i]):  # what an implicit stage adds: h a_ii k_i moves Y_i
             l = l + _each(diagonal[i], ms[i])
+        ls[i] = h * l
         along = along + jnp.sum(ks[i] * l)
     g_t = g_c = jnp.zeros_like(h)
     g_p = jax.tree.map(jnp.zeros_like, p)
