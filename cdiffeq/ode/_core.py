@@ -35,9 +35,10 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
     """
     stepping, adjoint, dense, throw, moving = static.value
     f, event, cost = functions
-    first, second = f if is_split(stepping.stepper.tableau) else (f, None)
-    for name, part in [("f", first)] if second is None else [("f[0]", first), ("f[1]", second)]:
+    parts = field_parts(f, is_split(stepping.stepper.tableau))
+    for name, part in parts.items():
         _check_field(name, part, ts, y0, args)
+    first, *implicit = parts.values()
     zero_cost = None if cost is None else _zero_cost(cost, ts, y0, args)
     state = (y0, zero_cost)
     layout = Layout.of(state)
@@ -52,7 +53,7 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
         t = direction * s
         dcost = None if cost is None else _like(cost(t, y, full), zero_cost)
         flat = layout.pack((_like(first(t, y, full), y0), dcost))
-        if second is not None:  # the implicit part, of a field that a `SplitField` is made of
+        for second in implicit:  # of a field that a `SplitField` is made of
             nothing = jax.tree.map(jnp.zeros_like, zero_cost)
             flat = jnp.stack([flat, layout.pack((_like(second(t, y, full), y0), nothing))])
         return direction * flat
@@ -96,6 +97,11 @@ def solve_with(functions: Any, y0: Any, ts: Any, args: Any, static: Static) -> A
         ts, ys, costs, when, occurred, stats, report.code == Code.SUCCESS, interpolation
     )
     return solution, (report.code, direction * report.time, jnp.asarray(stepping.max_steps))
+
+
+def field_parts(f: Any, split: bool) -> dict[str, Any]:
+    """The functions of a field, one or two, by what messages call them."""
+    return {"f[0]": f[0], "f[1]": f[1]} if split else {"f": f}
 
 
 def _close(fn: Callable[..., Any], operands: tuple[Any, ...]) -> tuple[Any, Any, Any]:

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from cdiffeq._arrays import as_params, as_state, as_times
 from cdiffeq._errors import check_tolerance, is_traced, poison, raise_if
 from cdiffeq._flat import Layout, is_complex
-from cdiffeq.ode._core import Static, solve_with
+from cdiffeq.ode._core import Static, field_parts, solve_with
 from cdiffeq.ode._discrete import Discrete
 from cdiffeq.ode._interpolated import Interpolated
 from cdiffeq.ode._march import Code, Stepping
@@ -115,8 +115,8 @@ def solve(
         raise ValueError(
             f"dense=True keeps every step, and needs adjoint=Discrete(); got {adjoint!r}."
         )
-    functions: list[tuple[str, Any]] = [("f", f)]
-    if is_split(stepper.tableau):
+    split = is_split(stepper.tableau)
+    if split:
         if not isinstance(f, tuple | list) or len(f) != 2:
             raise TypeError(
                 f"f must be a pair of functions (explicit, implicit), whose sum is dy/dt, for "
@@ -126,8 +126,7 @@ def solve(
             raise TypeError(
                 f"adjoint must be Discrete() for an implicit-explicit method, got {adjoint!r}."
             )
-        functions = [("f[0]", f[0]), ("f[1]", f[1])]
-    for name, fn in (*functions, ("event", event), ("cost", cost)):
+    for name, fn in {**field_parts(f, split), "event": event, "cost": cost}.items():
         if fn is not None and not callable(fn):
             raise TypeError(f"{name} must be a function (t, y, args), got {type(fn).__name__}.")
     stepping = Stepping(
